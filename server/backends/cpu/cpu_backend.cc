@@ -1,0 +1,296 @@
+#include "server/backends/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "server/backends/cpu/forward.h"
+#include "server/backends/cpu/kernel_choice.h"
+#include "server/backends/cpu/kernels.h"
+#include "server/backends/cpu/thread_pool.h"
+#include "server/backends/cpu/topology.h"
+#include "server/base/cpu_features.h"
+#include "server/base/status_macros.h"
+#include "server/model/region.h"
+
+namespace mmfree {
+namespace {
+
+// Tokens that go through the layers together: enough to use each weight many times while it is in
+// a cache, few enough that the activations stay in one, too.
+constexpr int32_t kChunkTokens = 256;
+
+constexpr int32_t kMaxThreads = 1024;
+constexpr int32_t kMaxSlots = 1 << 20;
+constexpr int32_t kMaxStepTokens = 1 << 20;
+// A product's largest 32-bit sum is 128 (activation) * 128 (code 2 at bits 6-7) a column.
+constexpr int64_t kMaxColumns = 131072;
+
+absl::Status CheckRange(absl::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cpu backend: ", name, "=", value, ": expected ", low, " to ", high));
+}
+
+int64_t WeightBytes(const Model& model) {
+  const ModelConfig& config = model.config();
+  const int64_t element = model.embedding().dtype == DType::kF32 ? 4 : 2;
+  // Per layer nine vectors of the hidden size and one of the intermediate size.
+  const int64_t vectors = config.num_layers * (9 * config.hidden_size + config.intermediate_size) +
+                          2 * config.hidden_size;
+  return model.ternary_bytes() + config.vocab_size * config.hidden_size * element +
+         vectors * static_cast<int64_t>(sizeof(float));
+}
+
+class CpuBackend final : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(std::shared_ptr<const Model> model,
+                                                         const CpuBackendOptions& options);
+
+  const BackendInfo& info() const override { return info_; }
+  absl::Status Step(absl::Span<const StepRow> rows, StepOutput* out) override;
+  absl::Status ZeroSlot(int32_t slot) override;
+  absl::Status CopySlot(int32_t from, int32_t to) override;
+  absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override;
+  absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override;
+
+ private:
+  CpuBackend(std::shared_ptr<const Model> model, int threads, bool pin)
+      : model_(std::move(model)), pool_(threads, pin) {}
+
+  absl::Status CheckSlot(int32_t slot) const;
+  absl::Status CheckStateSize(size_t floats) const;
+  absl::Status CheckRows(absl::Span<const StepRow> rows);
+  absl::Status CheckRow(const StepRow& row, absl::string_view name) const;
+  absl::Status CheckSampling(const SamplingParams& sampling, absl::string_view name) const;
+  void SizeOutput(absl::Span<const StepRow> rows, StepOutput* out) const;
+  void RunChunk();
+  float* Slot(int32_t slot) { return states_data_ + slot * info_.state_floats; }
+  size_t state_bytes() const { return static_cast<size_t>(info_.state_floats) * sizeof(float); }
+
+  const std::shared_ptr<const Model> model_;
+  cpu::ThreadPool pool_;
+  std::unique_ptr<cpu::Forward> forward_;
+  BackendInfo info_;
+  Region states_;  // [num_slots, num_layers, hidden_size]
+  float* states_data_ = nullptr;
+
+  // Reused between steps.
+  std::vector<uint64_t> last_step_;  // of each slot: the step that used it last
+  uint64_t step_ = 0;
+  std::vector<int32_t> tokens_;
+  std::vector<cpu::Segment> segments_;
+  std::vector<cpu::OutputPosition> outputs_;
+};
+
+absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<const Model> model,
+                                                            const CpuBackendOptions& options) {
+  MMFREE_RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxThreads));
+  MMFREE_RETURN_IF_ERROR(CheckRange("num_slots", options.num_slots, 1, kMaxSlots));
+  MMFREE_RETURN_IF_ERROR(CheckRange("max_step_tokens", options.max_step_tokens, 1, kMaxStepTokens));
+  const ModelConfig& config = model->config();
+  MMFREE_RETURN_IF_ERROR(CheckRange("hidden_size", config.hidden_size, 1, kMaxColumns));
+  MMFREE_RETURN_IF_ERROR(CheckRange("intermediate_size", config.intermediate_size, 1, kMaxColumns));
+  MMFREE_ASSIGN_OR_RETURN(const CpuIsa isa, SelectCpuIsa(options.isa));
+  const int threads = options.threads > 0 ? options.threads : cpu::AvailablePhysicalCores();
+
+  std::unique_ptr<CpuBackend> backend(
+      new CpuBackend(std::move(model), threads, options.pin_threads));
+  BackendInfo& info = backend->info_;
+  info.name = "cpu";
+  info.description =
+      absl::StrCat(CpuIsaName(isa), ", ", threads, threads == 1 ? " thread" : " threads");
+  info.num_slots = options.num_slots;
+  info.state_floats = config.state_floats();
+  info.max_step_tokens = options.max_step_tokens;
+  info.weight_bytes = WeightBytes(*backend->model_);
+  info.state_bytes = info.num_slots * info.state_floats * static_cast<int64_t>(sizeof(float));
+  MMFREE_ASSIGN_OR_RETURN(backend->states_, Region::Allocate(info.state_bytes));
+  backend->states_data_ = reinterpret_cast<float*>(backend->states_.mutable_data());
+  backend->last_step_.resize(options.num_slots);
+  MMFREE_ASSIGN_OR_RETURN(
+      backend->forward_,
+      cpu::Forward::Create(backend->model_.get(), &cpu::KernelsFor(isa), &backend->pool_,
+                           std::min(kChunkTokens, options.max_step_tokens)));
+  return backend;
+}
+
+absl::Status CpuBackend::CheckSlot(int32_t slot) const {
+  if (slot >= 0 && slot < info_.num_slots) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("slot ", slot, " is out of range: there are ", info_.num_slots, " slots"));
+}
+
+absl::Status CpuBackend::CheckStateSize(size_t floats) const {
+  if (floats == static_cast<size_t>(info_.state_floats)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a state has ", info_.state_floats, " floats, got ", floats));
+}
+
+absl::Status CpuBackend::CheckSampling(const SamplingParams& sampling,
+                                       absl::string_view name) const {
+  if (!(sampling.temperature >= 0.0f) || std::isinf(sampling.temperature)) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": temperature ", sampling.temperature,
+                                                   ": expected a finite value >= 0"));
+  }
+  const int64_t vocab = model_->config().vocab_size;
+  if (sampling.banned.size() > kMaxBannedTokens) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": ", sampling.banned.size(),
+                                                   " banned tokens: at most ", kMaxBannedTokens));
+  }
+  int64_t distinct = 0;
+  for (size_t i = 0; i < sampling.banned.size(); ++i) {
+    const int32_t token = sampling.banned[i];
+    if (token < 0 || token >= vocab) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          name, ": banned token ", token, " is out of range: the vocabulary has ", vocab));
+    }
+    const auto before = sampling.banned.begin() + static_cast<ptrdiff_t>(i);
+    if (std::find(sampling.banned.begin(), before, token) == before) ++distinct;
+  }
+  if (distinct == vocab) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": the whole vocabulary is banned"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::CheckRow(const StepRow& row, absl::string_view name) const {
+  const int64_t vocab = model_->config().vocab_size;
+  if (row.tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(name, ": no tokens"));
+  for (int32_t token : row.tokens) {
+    if (token >= 0 && token < vocab) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": token ", token, " is out of range: the vocabulary has ", vocab));
+  }
+  if (!row.targets.empty() && row.targets.size() != row.tokens.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": ", row.targets.size(), " targets for ",
+                                                   row.tokens.size(), " tokens"));
+  }
+  for (int32_t target : row.targets) {
+    if (target >= -1 && target < vocab) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": target ", target, " is out of range: the vocabulary has ", vocab));
+  }
+  return row.sampling == nullptr ? absl::OkStatus() : CheckSampling(*row.sampling, name);
+}
+
+absl::Status CpuBackend::CheckRows(absl::Span<const StepRow> rows) {
+  ++step_;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::string name = absl::StrCat("row ", i);
+    if (absl::Status status = CheckSlot(rows[i].slot); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": ", status.message()));
+    }
+    if (std::exchange(last_step_[rows[i].slot], step_) == step_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": slot ", rows[i].slot, " is used by two rows"));
+    }
+    MMFREE_RETURN_IF_ERROR(CheckRow(rows[i], name));
+    tokens += static_cast<int64_t>(rows[i].tokens.size());
+  }
+  if (tokens <= info_.max_step_tokens) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(tokens, " tokens in a step: at most ", info_.max_step_tokens));
+}
+
+void CpuBackend::SizeOutput(absl::Span<const StepRow> rows, StepOutput* out) const {
+  size_t scores = 0;
+  size_t positions = 0;
+  for (const StepRow& row : rows) {
+    scores += row.targets.size();
+    if (row.logits == LogitsMode::kLast) ++positions;
+    if (row.logits == LogitsMode::kAll) positions += row.tokens.size();
+  }
+  out->samples.assign(rows.size(), SampledToken());
+  out->scores.assign(scores, TokenScore());
+  out->logits.resize(positions * static_cast<size_t>(model_->config().vocab_size));
+}
+
+absl::Status CpuBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) {
+  MMFREE_RETURN_IF_ERROR(CheckRows(rows));
+  SizeOutput(rows, out);
+  const size_t vocab = static_cast<size_t>(model_->config().vocab_size);
+  TokenScore* score = out->scores.data();
+  float* logits = out->logits.data();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const StepRow& row = rows[i];
+    for (size_t t = 0; t < row.tokens.size(); ++t) {
+      const int32_t index = static_cast<int32_t>(tokens_.size());
+      const bool last = t + 1 == row.tokens.size();
+      if (t == 0 || index == 0) segments_.push_back({Slot(row.slot), index, 0});
+      ++segments_.back().count;
+      tokens_.push_back(row.tokens[t]);
+
+      cpu::OutputPosition output = {};
+      output.token = index;
+      if (last && row.sampling != nullptr) {
+        output.sampling = row.sampling;
+        output.sample_position = row.position + row.tokens.size();
+        output.sample = &out->samples[i];
+      }
+      if (!row.targets.empty()) {
+        output.target = row.targets[t];
+        output.score = score++;
+      }
+      if (row.logits == LogitsMode::kAll || (last && row.logits == LogitsMode::kLast)) {
+        output.logits = logits;
+        logits += vocab;
+      }
+      if (output.sample != nullptr || output.score != nullptr || output.logits != nullptr) {
+        outputs_.push_back(output);
+      }
+      if (index + 1 == forward_->max_tokens()) RunChunk();
+    }
+  }
+  if (!tokens_.empty()) RunChunk();
+  return absl::OkStatus();
+}
+
+// Runs what Step has gathered and starts the next chunk.
+void CpuBackend::RunChunk() {
+  forward_->Run({tokens_, segments_, outputs_});
+  tokens_.clear();
+  segments_.clear();
+  outputs_.clear();
+}
+
+absl::Status CpuBackend::ZeroSlot(int32_t slot) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  std::fill_n(Slot(slot), info_.state_floats, 0.0f);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::CopySlot(int32_t from, int32_t to) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(from));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(to));
+  if (from != to) memcpy(Slot(to), Slot(from), state_bytes());
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::ReadSlot(int32_t slot, absl::Span<float> state) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  MMFREE_RETURN_IF_ERROR(CheckStateSize(state.size()));
+  memcpy(state.data(), Slot(slot), state_bytes());
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::WriteSlot(int32_t slot, absl::Span<const float> state) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  MMFREE_RETURN_IF_ERROR(CheckStateSize(state.size()));
+  memcpy(Slot(slot), state.data(), state_bytes());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(std::shared_ptr<const Model> model,
+                                                          const CpuBackendOptions& options) {
+  return CpuBackend::Create(std::move(model), options);
+}
+
+}  // namespace mmfree

@@ -1,0 +1,40 @@
+// The CPU backend: the model on the processor's own cores (kernels.h lists the instruction sets).
+//
+// Every instruction set and every thread count gives the same bytes (server/model/NUMERICS.md); the
+// scalar kernels are the definition.
+#ifndef MMFREE_SERVER_BACKENDS_CPU_CPU_BACKEND_H_
+#define MMFREE_SERVER_BACKENDS_CPU_CPU_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/backends/backend.h"
+#include "server/model/model.h"
+
+namespace mmfree {
+
+struct CpuBackendOptions {
+  // "auto" (the best this processor has), "scalar", "avx2", "avx512" or "amx".
+  std::string isa = "auto";
+  // Threads that compute a step, the caller of Step among them. 0: one for each physical core that
+  // the process may run on (affinity mask and cgroup quota).
+  int32_t threads = 0;
+  // Binds each thread but the caller's to a core of its own.
+  bool pin_threads = false;
+  // State slots; each takes num_layers * hidden_size floats once it is used.
+  int32_t num_slots = 64;
+  // Tokens summed over the rows of one step. Scratch memory does not grow with it.
+  int32_t max_step_tokens = 1024;
+};
+
+// Reads the weights in place from `model`, which lives as long as the backend. INVALID_ARGUMENT for
+// an option out of range or a model too wide for the kernels' 32-bit sums; FAILED_PRECONDITION when
+// the processor lacks the instruction set asked for.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(std::shared_ptr<const Model> model,
+                                                          const CpuBackendOptions& options);
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_BACKENDS_CPU_CPU_BACKEND_H_

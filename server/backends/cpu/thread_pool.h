@@ -1,0 +1,58 @@
+// The threads that compute a step together.
+#ifndef MMFREE_SERVER_BACKENDS_CPU_THREAD_POOL_H_
+#define MMFREE_SERVER_BACKENDS_CPU_THREAD_POOL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+
+namespace mmfree::cpu {
+
+// Runs one task at a time on all of its threads at once; the task's parts meet at barriers. A
+// waiting thread spins for a few tens of microseconds, which bridges the gaps within a step and
+// between the steps of a busy server, and then sleeps: an idle pool uses no processor time.
+//
+// Run is for one caller at a time.
+class ThreadPool {
+ public:
+  // `threads` >= 1 counts the caller of Run. With `pin`, thread i > 0 is bound to the i-th
+  // processor of the process's affinity mask (modulo their number).
+  ThreadPool(int threads, bool pin);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls task(i) for i in [0, size()), each on its own thread (0: the caller's), and returns when
+  // all have returned.
+  void Run(absl::FunctionRef<void(int)> task);
+
+  // Within a task: returns once every thread has called it as often.
+  void Barrier();
+
+ private:
+  // A word that threads wait on, alone in its cache line.
+  struct alignas(64) Word {
+    std::atomic<uint32_t> value{0};
+  };
+
+  // Blocks while `word` holds `old`.
+  static void WaitWhile(const Word& word, uint32_t old);
+  void WorkerLoop(int index, bool pin);
+
+  Word run_;                 // advances with each task
+  Word arrived_;             // threads at the barrier
+  Word barrier_generation_;  // advances when a barrier opens
+  // Set by the caller before it advances run_; read by the workers after.
+  const absl::FunctionRef<void(int)>* task_ = nullptr;
+  bool stop_ = false;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace mmfree::cpu
+
+#endif  // MMFREE_SERVER_BACKENDS_CPU_THREAD_POOL_H_

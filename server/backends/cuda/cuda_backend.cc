@@ -1,0 +1,328 @@
+#include "server/backends/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/backends/cuda/cuda_raii.h"
+#include "server/backends/cuda/device.h"
+#include "server/backends/cuda/device_model.h"
+#include "server/backends/cuda/forward.h"
+#include "server/backends/cuda/step_inputs.h"
+#include "server/backends/cuda/workspace.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree {
+namespace cuda {
+namespace {
+
+constexpr int32_t kMaxSlots = 1 << 20;
+constexpr int32_t kMaxStepTokens = 1 << 17;
+
+// The smallest capacity of a captured step that holds `rows`: exact up to 8, then four to each
+// power of two.
+int32_t BatchBucket(int32_t rows) {
+  if (rows <= 8) return rows;
+  int32_t power = 8;
+  while (2 * power < rows) power *= 2;
+  const int32_t quarter = power / 4;
+  return static_cast<int32_t>(RoundUp(rows, quarter));
+}
+
+class CudaBackend : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(std::shared_ptr<const Model> model,
+                                                         const CudaBackendOptions& options);
+
+  const BackendInfo& info() const override { return info_; }
+  absl::Status Step(absl::Span<const StepRow> rows, StepOutput* out) override;
+  absl::Status ZeroSlot(int32_t slot) override;
+  absl::Status CopySlot(int32_t from, int32_t to) override;
+  absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override;
+  absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override;
+
+ private:
+  CudaBackend(const ModelConfig& config, const CudaBackendOptions& options)
+      : config_(config),
+        options_(options),
+        planner_(options.num_slots, options.max_step_tokens, config.vocab_size) {}
+
+  absl::Status Initialize(const Model& model);
+  absl::Status CheckSlot(int32_t slot) const;
+  absl::Status CheckState(int32_t slot, size_t floats) const;
+  float* SlotState(int32_t slot) const {
+    return workspace_.states + slot * workspace_.state_stride;
+  }
+  absl::Status UseDevice() const;
+  absl::Status Wait() const;
+  // A step whose rows are all single tokens, in one graph launch.
+  absl::Status RunGraph();
+  absl::Status RunEager(StepOutput* out);
+  absl::Status CopyLogits(int32_t first, int32_t rows, StepOutput* out) const;
+  absl::StatusOr<cuda::GraphExec> Capture(int32_t batch, bool head) const;
+
+  const ModelConfig config_;
+  const CudaBackendOptions options_;
+  BackendInfo info_;
+  StepPlanner planner_;
+
+  Stream stream_;
+  DeviceModel model_;
+  Workspace workspace_;
+  PinnedBuffer pinned_;
+  StepInputs host_in_;                                               // in pinned_
+  HeadOutput* host_out_ = nullptr;                                   // [max_step_tokens] in pinned_
+  float* host_state_ = nullptr;                                      // [state_floats] in pinned_
+  std::unique_ptr<Forward> forward_;                                 // refers to the members above
+  absl::flat_hash_map<std::pair<int32_t, bool>, GraphExec> graphs_;  // by (batch, with head)
+};
+
+absl::Status CheckOptions(const CudaBackendOptions& options) {
+  if (options.num_slots < 1 || options.num_slots > kMaxSlots) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_slots must be in [1, ", kMaxSlots, "], got ", options.num_slots));
+  }
+  if (options.max_step_tokens < 1 || options.max_step_tokens > kMaxStepTokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_step_tokens must be in [1, ", kMaxStepTokens, "], got ", options.max_step_tokens));
+  }
+  return absl::OkStatus();
+}
+
+std::string Megabytes(int64_t bytes) {
+  return absl::StrFormat("%.1f MB", static_cast<double>(bytes) * 1e-6);
+}
+
+absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes,
+                         const DeviceInfo& device) {
+  const ModelConfig& config = model.config();
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
+  const int64_t weights = DeviceModel::Bytes(config, model.embedding().dtype);
+  const int64_t states = Workspace::StateBytes(config, sizes);
+  const int64_t activations = Workspace::Bytes(config, sizes) - states;
+  const int64_t needed = weights + states + activations + DeviceModel::StagingBytes(config);
+  if (needed <= static_cast<int64_t>(free_bytes)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("CUDA device ", device.ordinal, " (", device.name, ") has ",
+                   Megabytes(static_cast<int64_t>(free_bytes)), " free and ", Megabytes(needed),
+                   " are needed: ", Megabytes(weights), " for weights, ", Megabytes(states),
+                   " for ", sizes.num_slots, " sessions' states (lower --max_sessions), ",
+                   Megabytes(activations), " for steps of ", sizes.max_step_tokens,
+                   " tokens (lower --prefill_chunk or --max_batch), the rest while loading"));
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(std::shared_ptr<const Model> model,
+                                                             const CudaBackendOptions& options) {
+  MMFREE_RETURN_IF_ERROR(CheckOptions(options));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(model->config(), options));
+  MMFREE_RETURN_IF_ERROR(backend->Initialize(*model));
+  return backend;
+}
+
+absl::Status CudaBackend::Initialize(const Model& model) {
+  MMFREE_ASSIGN_OR_RETURN(const DeviceInfo device, OpenDevice(options_.device));
+  const int64_t max_cols = MaxQuantizeCols(device.shared_bytes_per_block);
+  const int64_t cols = std::max(config_.hidden_size, config_.intermediate_size);
+  if (cols > max_cols) {
+    return absl::UnimplementedError(
+        absl::StrCat("the CUDA backend takes hidden and intermediate sizes up to ", max_cols,
+                     " on ", device.name, ", the model has ", cols));
+  }
+  const Workspace::Sizes sizes = {options_.num_slots, options_.max_step_tokens};
+  MMFREE_RETURN_IF_ERROR(CheckMemory(model, sizes, device));
+
+  cudaStream_t stream = nullptr;
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  stream_ = Stream(stream);
+  MMFREE_ASSIGN_OR_RETURN(model_, DeviceModel::Upload(model));
+  MMFREE_ASSIGN_OR_RETURN(workspace_, Workspace::Create(config_, sizes));
+
+  const auto bind_pinned = [&](std::byte* base) {
+    Carver carver(base);
+    host_in_ = Workspace::TakeInputs(sizes, carver);
+    host_out_ = carver.Take<HeadOutput>(options_.max_step_tokens);
+    host_state_ = carver.Take<float>(config_.state_floats());
+    return carver.bytes();
+  };
+  MMFREE_ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Allocate(bind_pinned(nullptr)));
+  bind_pinned(pinned_.data());
+
+  LaunchContext context;
+  context.stream = stream_.get();
+  context.overlap = device.compute_capability >= 90;
+  context.num_sms = device.num_sms;
+  context.shared_bytes_per_block = device.shared_bytes_per_block;
+  context.hopper = device.hopper;
+  forward_ = std::make_unique<Forward>(config_, model_, workspace_, options_.kernels, context);
+
+  info_.name = "cuda";
+  info_.description =
+      absl::StrCat(device.name, ", sm_", device.compute_capability, device.hopper ? "a" : "");
+  info_.num_slots = options_.num_slots;
+  info_.state_floats = config_.state_floats();
+  info_.max_step_tokens = options_.max_step_tokens;
+  info_.weight_bytes = model_.bytes();
+  info_.state_bytes = Workspace::StateBytes(config_, sizes);
+  return absl::OkStatus();
+}
+
+// The current device belongs to the calling thread, which may be another one each time.
+absl::Status CudaBackend::UseDevice() const {
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaSetDevice(options_.device));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Wait() const {
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CheckSlot(int32_t slot) const {
+  if (slot >= 0 && slot < options_.num_slots) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("slot ", slot, " is outside [0, ", options_.num_slots, ")"));
+}
+
+absl::Status CudaBackend::CheckState(int32_t slot, size_t floats) const {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  if (static_cast<int64_t>(floats) == info_.state_floats) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a state has ", info_.state_floats, " floats, got ", floats));
+}
+
+absl::Status CudaBackend::ZeroSlot(int32_t slot) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  // Ordered before the next step by the stream.
+  MMFREE_CUDA_RETURN_IF_ERROR(
+      cudaMemsetAsync(SlotState(slot), 0, info_.state_floats * sizeof(float), stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CopySlot(int32_t from, int32_t to) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(from));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(to));
+  if (from == to) return absl::OkStatus();
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(SlotState(to), SlotState(from),
+                                              info_.state_floats * sizeof(float),
+                                              cudaMemcpyDeviceToDevice, stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::ReadSlot(int32_t slot, absl::Span<float> state) {
+  MMFREE_RETURN_IF_ERROR(CheckState(slot, state.size()));
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(host_state_, SlotState(slot),
+                                              state.size() * sizeof(float), cudaMemcpyDeviceToHost,
+                                              stream_.get()));
+  MMFREE_RETURN_IF_ERROR(Wait());
+  memcpy(state.data(), host_state_, state.size() * sizeof(float));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::WriteSlot(int32_t slot, absl::Span<const float> state) {
+  MMFREE_RETURN_IF_ERROR(CheckState(slot, state.size()));
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  memcpy(host_state_, state.data(), state.size() * sizeof(float));
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(SlotState(slot), host_state_,
+                                              state.size() * sizeof(float), cudaMemcpyHostToDevice,
+                                              stream_.get()));
+  return Wait();  // the pinned copy is reused
+}
+
+absl::StatusOr<GraphExec> CudaBackend::Capture(int32_t batch, bool head) const {
+  MMFREE_CUDA_RETURN_IF_ERROR(
+      cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+  const StepShape shape = {batch, batch, true};
+  cudaError_t error = forward_->Layers(host_in_, shape);
+  if (error == cudaSuccess && head) error = forward_->Head(0, batch, host_out_);
+  // Ended even after a failure, which would leave the stream capturing.
+  cudaGraph_t captured = nullptr;
+  const cudaError_t end = cudaStreamEndCapture(stream_.get(), &captured);
+  const Graph graph(captured);
+  MMFREE_RETURN_IF_ERROR(ToStatus(error, "capture of a step"));
+  MMFREE_RETURN_IF_ERROR(ToStatus(end, "cudaStreamEndCapture"));
+  cudaGraphExec_t exec = nullptr;
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaGraphInstantiate(&exec, graph.get(), 0));
+  return GraphExec(exec);
+}
+
+absl::Status CudaBackend::RunGraph() {
+  const int32_t batch = std::min(BatchBucket(planner_.tokens()), options_.max_step_tokens);
+  const bool head = planner_.heads() > 0;
+  auto it = graphs_.find({batch, head});
+  if (it == graphs_.end()) {
+    MMFREE_ASSIGN_OR_RETURN(GraphExec exec, Capture(batch, head));
+    it = graphs_.emplace(std::make_pair(batch, head), std::move(exec)).first;
+  }
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaGraphLaunch(it->second.get(), stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* out) const {
+  const std::vector<int32_t>& heads = planner_.logit_heads();
+  const int64_t vocab = config_.vocab_size;
+  for (auto it = std::lower_bound(heads.begin(), heads.end(), first);
+       it != heads.end() && *it < first + rows; ++it) {
+    const int64_t index = it - heads.begin();
+    MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
+        out->logits.data() + index * vocab, workspace_.logits + (*it - first) * workspace_.ld_vocab,
+        vocab * sizeof(float), cudaMemcpyDeviceToHost, stream_.get()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::RunEager(StepOutput* out) {
+  const StepShape shape = {planner_.tokens(), host_in_.counts->rows, planner_.decode()};
+  MMFREE_CUDA_RETURN_IF_ERROR(forward_->Layers(host_in_, shape));
+  for (int32_t first = 0; first < planner_.heads(); first += workspace_.head_rows) {
+    const int32_t rows = std::min(workspace_.head_rows, planner_.heads() - first);
+    MMFREE_CUDA_RETURN_IF_ERROR(forward_->Head(first, rows, host_out_));
+    MMFREE_RETURN_IF_ERROR(CopyLogits(first, rows, out));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) {
+  MMFREE_RETURN_IF_ERROR(planner_.Check(rows));
+  planner_.Fill(rows, host_in_);
+  out->logits.resize(planner_.logit_heads().size() * config_.vocab_size);
+  if (!rows.empty()) {
+    MMFREE_RETURN_IF_ERROR(UseDevice());
+    if (planner_.banned() > 0) {
+      MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(workspace_.in.banned, host_in_.banned,
+                                                  planner_.banned() * sizeof(int32_t),
+                                                  cudaMemcpyHostToDevice, stream_.get()));
+    }
+    if (options_.use_graphs && planner_.decode() && planner_.heads() <= workspace_.head_rows) {
+      MMFREE_RETURN_IF_ERROR(RunGraph());
+      MMFREE_RETURN_IF_ERROR(CopyLogits(0, planner_.heads(), out));
+    } else {
+      MMFREE_RETURN_IF_ERROR(RunEager(out));
+    }
+    MMFREE_RETURN_IF_ERROR(Wait());
+  }
+  planner_.Collect(rows, host_out_, out);
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(std::shared_ptr<const Model> model,
+                                                           const CudaBackendOptions& options) {
+  return cuda::CudaBackend::Create(std::move(model), options);
+}
+
+absl::Status CheckCudaDevice(int32_t device) { return cuda::OpenDevice(device).status(); }
+
+}  // namespace mmfree

@@ -1,0 +1,263 @@
+#include "server/backends/cuda/forward.h"
+
+#include <cstddef>
+
+namespace mmfree::cuda {
+namespace {
+
+#define RETURN_IF_FAILED(call)                                                \
+  do {                                                                        \
+    if (const cudaError_t error = (call); error != cudaSuccess) return error; \
+  } while (false)
+
+// Rows of the activation codes: whole groups of eight, the period of their swizzle.
+int32_t StrideOf(int32_t rows) { return static_cast<int32_t>(RoundUp(rows, 8)); }
+
+}  // namespace
+
+Forward::Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
+                 CudaBackendOptions::Kernels kernels, const LaunchContext& context)
+    : config_(config), model_(model), workspace_(workspace), kernels_(kernels), context_(context) {
+  using Kernels = CudaBackendOptions::Kernels;
+  const bool wanted = kernels == Kernels::kAuto || kernels == Kernels::kDecode;
+  if (wanted &&
+      DecodeFits(config.hidden_size, config.intermediate_size, context.shared_bytes_per_block)) {
+    decode_rows_ = kMaxDecodeRows;
+  }
+}
+
+QuantizeArgs Forward::Norm(NormKind kind, int64_t cols, int32_t stride) const {
+  QuantizeArgs args;
+  args.kind = kind;
+  args.cols = static_cast<int32_t>(cols);
+  args.padded_cols = static_cast<int32_t>(RoundUp(cols, kColumnBlock));
+  args.eps = config_.rms_norm_eps;
+  args.x = workspace_.h;
+  args.ld_x = workspace_.ld_dim;
+  args.num_rows = &workspace_.in.counts->tokens;
+  args.q = workspace_.q;
+  args.meta = workspace_.meta;
+  args.stride = stride;
+  return args;
+}
+
+cudaError_t Forward::Product(const GemmArgs& args) const {
+  const bool generic = kernels_ == CudaBackendOptions::Kernels::kGeneric || !context_.hopper;
+  return generic ? LaunchGemmMma(args, context_) : LaunchGemmWgmma(args, context_);
+}
+
+DecodeArgs Forward::Stage(NormKind kind, Epilogue epilogue, int64_t cols, int32_t rows) const {
+  DecodeArgs args;
+  args.kind = kind;
+  args.epilogue = epilogue;
+  args.max_rows = rows;
+  args.num_rows = &workspace_.in.counts->tokens;
+  args.cols = static_cast<int32_t>(cols);
+  args.padded_cols = static_cast<int32_t>(RoundUp(cols, kColumnBlock));
+  args.eps = config_.rms_norm_eps;
+  args.x = workspace_.h;
+  args.ld_x = static_cast<int32_t>(workspace_.ld_dim);
+  args.out = workspace_.h;
+  args.ld = workspace_.ld_dim;
+  return args;
+}
+
+cudaError_t Forward::DecodeLayer(const DeviceLayer& layer, float* states, int32_t rows) const {
+  float* const g = workspace_.values;
+  float* const gated = workspace_.values + rows * workspace_.ld_dim;
+
+  DecodeArgs stage = Stage(NormKind::kAttention, Epilogue::kRecurrence, config_.hidden_size, rows);
+  stage.w1 = layer.attn_norm;
+  stage.w2[0] = layer.i_norm;
+  stage.w2[1] = layer.f_norm;
+  stage.w2[2] = layer.g_norm_in;
+  stage.weights = layer.ifg;
+  stage.out = g;
+  stage.gated = gated;
+  stage.g_norm = layer.g_norm;
+  stage.lower_bound = layer.lower_bound;
+  stage.states = states;
+  stage.state_stride = workspace_.state_stride;
+  stage.rows = workspace_.in.rows;
+  RETURN_IF_FAILED(LaunchDecode(stage, context_));
+
+  stage = Stage(NormKind::kScanned, Epilogue::kResidual, config_.hidden_size, rows);
+  stage.x = g;
+  stage.y = gated;
+  stage.w2[0] = layer.o_norm;
+  stage.weights = layer.o;
+  RETURN_IF_FAILED(LaunchDecode(stage, context_));
+
+  stage = Stage(NormKind::kHidden, Epilogue::kSwiGlu, config_.hidden_size, rows);
+  stage.w1 = layer.mlp_norm;
+  stage.w2[0] = layer.gate_norm;
+  stage.weights = layer.gate;
+  stage.out = workspace_.z;
+  stage.ld = workspace_.ld_channels;
+  RETURN_IF_FAILED(LaunchDecode(stage, context_));
+
+  stage = Stage(NormKind::kOneNorm, Epilogue::kResidual, config_.intermediate_size, rows);
+  stage.x = workspace_.z;
+  stage.ld_x = static_cast<int32_t>(workspace_.ld_channels);
+  stage.w2[0] = layer.down_norm;
+  stage.weights = layer.down;
+  return LaunchDecode(stage, context_);
+}
+
+cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states,
+                                    const StepShape& shape) const {
+  const int32_t stride = StrideOf(shape.tokens);
+  const int64_t matrix = shape.tokens * workspace_.ld_dim;
+  const float* const input = workspace_.values;
+  float* const forget = workspace_.values + matrix;
+  const float* const g = workspace_.values + 2 * matrix;
+
+  QuantizeArgs norm = Norm(NormKind::kAttention, config_.hidden_size, stride);
+  norm.w1 = layer.attn_norm;
+  norm.w2[0] = layer.i_norm;
+  norm.w2[1] = layer.f_norm;
+  norm.w2[2] = layer.g_norm_in;
+  RETURN_IF_FAILED(LaunchQuantize(norm, shape.tokens, context_));
+
+  GemmArgs product;
+  product.weights = layer.ifg;
+  product.epilogue = Epilogue::kStore;
+  product.q = workspace_.q;
+  product.meta = workspace_.meta;
+  product.stride = stride;
+  product.max_tokens = shape.tokens;
+  product.out = workspace_.values;
+  product.ld = workspace_.ld_dim;
+  product.matrix_stride = matrix;
+  RETURN_IF_FAILED(Product(product));
+
+  norm =
+      Norm(shape.decode ? NormKind::kRecurrent : NormKind::kScanned, config_.hidden_size, stride);
+  norm.x = g;
+  norm.w1 = layer.g_norm;
+  norm.w2[0] = layer.o_norm;
+  if (shape.decode) {
+    norm.forget = forget;
+    norm.input = input;
+    norm.lower_bound = layer.lower_bound;
+    norm.states = states;
+    norm.state_stride = workspace_.state_stride;
+    norm.rows = workspace_.in.rows;
+  } else {
+    ScanArgs scan;
+    scan.forget = forget;
+    scan.input = input;
+    scan.g = g;
+    scan.ld = workspace_.ld_dim;
+    scan.g_norm = layer.g_norm;
+    scan.lower_bound = layer.lower_bound;
+    scan.states = states;
+    scan.state_stride = workspace_.state_stride;
+    scan.dim = static_cast<int32_t>(config_.hidden_size);
+    scan.rows = workspace_.in.rows;
+    scan.counts = workspace_.in.counts;
+    scan.y = forget;
+    RETURN_IF_FAILED(LaunchScan(scan, shape.rows, context_));
+    norm.y = forget;
+  }
+  RETURN_IF_FAILED(LaunchQuantize(norm, shape.tokens, context_));
+
+  product.weights = layer.o;
+  product.epilogue = Epilogue::kResidual;
+  product.out = workspace_.h;
+  product.matrix_stride = 0;
+  return Product(product);
+}
+
+cudaError_t Forward::MlpBlock(const DeviceLayer& layer, const StepShape& shape) const {
+  const int32_t stride = StrideOf(shape.tokens);
+  QuantizeArgs norm = Norm(NormKind::kHidden, config_.hidden_size, stride);
+  norm.w1 = layer.mlp_norm;
+  norm.w2[0] = layer.gate_norm;
+  RETURN_IF_FAILED(LaunchQuantize(norm, shape.tokens, context_));
+
+  GemmArgs product;
+  product.weights = layer.gate;
+  product.epilogue = Epilogue::kSwiGlu;
+  product.q = workspace_.q;
+  product.meta = workspace_.meta;
+  product.stride = stride;
+  product.max_tokens = shape.tokens;
+  product.out = workspace_.z;
+  product.ld = workspace_.ld_channels;
+  RETURN_IF_FAILED(Product(product));
+
+  norm = Norm(NormKind::kOneNorm, config_.intermediate_size, stride);
+  norm.x = workspace_.z;
+  norm.ld_x = workspace_.ld_channels;
+  norm.w2[0] = layer.down_norm;
+  RETURN_IF_FAILED(LaunchQuantize(norm, shape.tokens, context_));
+
+  product.weights = layer.down;
+  product.epilogue = Epilogue::kResidual;
+  product.out = workspace_.h;
+  product.ld = workspace_.ld_dim;
+  return Product(product);
+}
+
+cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) const {
+  RETURN_IF_FAILED(LaunchLoadInputs(host, workspace_.in, context_));
+  RETURN_IF_FAILED(LaunchEmbed(model_.embedding(), model_.embedding_type(), config_.hidden_size,
+                               workspace_.in, shape.tokens, workspace_.h, workspace_.ld_dim,
+                               context_));
+  float* states = workspace_.states;
+  for (const DeviceLayer& layer : model_.layers()) {
+    if (shape.decode && shape.tokens <= decode_rows_) {
+      RETURN_IF_FAILED(DecodeLayer(layer, states, shape.tokens));
+    } else {
+      RETURN_IF_FAILED(AttentionBlock(layer, states, shape));
+      RETURN_IF_FAILED(MlpBlock(layer, shape));
+    }
+    states += config_.hidden_size;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t Forward::HeadLogits(int32_t first, int32_t rows) const {
+  if (rows <= decode_rows_ && first == 0) {
+    DecodeArgs stage = Stage(NormKind::kHidden, Epilogue::kStore, config_.hidden_size, rows);
+    stage.num_rows = &workspace_.in.counts->heads;
+    stage.gather = workspace_.in.heads;
+    stage.w1 = model_.final_norm();
+    stage.w2[0] = model_.lm_head_norm();
+    stage.weights = model_.lm_head();
+    stage.out = workspace_.logits;
+    stage.ld = workspace_.ld_vocab;
+    return LaunchDecode(stage, context_);
+  }
+  const int32_t stride = StrideOf(rows);
+  QuantizeArgs norm = Norm(NormKind::kHidden, config_.hidden_size, stride);
+  norm.gather = workspace_.in.heads;
+  norm.row_offset = first;
+  norm.num_rows = &workspace_.in.counts->heads;
+  norm.w1 = model_.final_norm();
+  norm.w2[0] = model_.lm_head_norm();
+  RETURN_IF_FAILED(LaunchQuantize(norm, rows, context_));
+
+  GemmArgs product;
+  product.weights = model_.lm_head();
+  product.epilogue = Epilogue::kStore;
+  product.q = workspace_.q;
+  product.meta = workspace_.meta;
+  product.stride = stride;
+  product.max_tokens = rows;
+  product.out = workspace_.logits;
+  product.ld = workspace_.ld_vocab;
+  return Product(product);
+}
+
+cudaError_t Forward::Head(int32_t first, int32_t rows, HeadOutput* out) const {
+  RETURN_IF_FAILED(HeadLogits(first, rows));
+  return LaunchSample(workspace_.logits, workspace_.ld_vocab,
+                      static_cast<int32_t>(config_.vocab_size), workspace_.in, first, rows, out,
+                      context_);
+}
+
+#undef RETURN_IF_FAILED
+
+}  // namespace mmfree::cuda

@@ -1,0 +1,59 @@
+// The sequence of kernels of a step.
+#ifndef MMFREE_SERVER_BACKENDS_CUDA_FORWARD_H_
+#define MMFREE_SERVER_BACKENDS_CUDA_FORWARD_H_
+
+#include <cstdint>
+
+#include "server/backends/cuda/cuda_backend.h"
+#include "server/backends/cuda/device_model.h"
+#include "server/backends/cuda/kernels.h"
+#include "server/backends/cuda/workspace.h"
+#include "server/model/config.h"
+
+namespace mmfree::cuda {
+
+// Capacities of a step's launches; the actual counts are in the step's inputs.
+struct StepShape {
+  int32_t tokens = 0;
+  int32_t rows = 0;
+  bool decode = false;  // every row is one token
+
+  friend bool operator==(const StepShape&, const StepShape&) = default;
+};
+
+// Enqueues kernels; never waits or allocates, so that it can be captured. Buffers and weights must
+// outlive the work.
+class Forward {
+ public:
+  Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
+          CudaBackendOptions::Kernels kernels, const LaunchContext& context);
+
+  // Inputs from `host` (pinned) to the device, embeddings and all layers: leaves the residual
+  // stream in the workspace and advances the states.
+  cudaError_t Layers(const StepInputs& host, const StepShape& shape) const;
+
+  // Logits of heads [first, first + rows) and their samples and scores, into `out` (pinned, indexed
+  // by head). rows is at most Workspace::head_rows.
+  cudaError_t Head(int32_t first, int32_t rows, HeadOutput* out) const;
+
+ private:
+  cudaError_t AttentionBlock(const DeviceLayer& layer, float* states, const StepShape& shape) const;
+  cudaError_t MlpBlock(const DeviceLayer& layer, const StepShape& shape) const;
+  // Both blocks of a layer in four kernels, for few rows.
+  cudaError_t DecodeLayer(const DeviceLayer& layer, float* states, int32_t rows) const;
+  DecodeArgs Stage(NormKind kind, Epilogue epilogue, int64_t cols, int32_t rows) const;
+  cudaError_t HeadLogits(int32_t first, int32_t rows) const;
+  QuantizeArgs Norm(NormKind kind, int64_t cols, int32_t stride) const;
+  cudaError_t Product(const GemmArgs& args) const;
+
+  const ModelConfig& config_;
+  const DeviceModel& model_;
+  const Workspace& workspace_;
+  CudaBackendOptions::Kernels kernels_;
+  LaunchContext context_;
+  int32_t decode_rows_ = 0;  // most rows that the stage kernels are used for
+};
+
+}  // namespace mmfree::cuda
+
+#endif  // MMFREE_SERVER_BACKENDS_CUDA_FORWARD_H_

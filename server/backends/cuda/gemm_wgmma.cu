@@ -1,0 +1,352 @@
+// int8 x ternary product with wgmma, for many tokens (compute capability 9.0).
+//
+// A block computes kRows slots x kTokens tokens. One warp keeps a ring of stages full with bulk
+// copies (a stage is 128 columns: the tokens' codes as they lie in memory, and the weights'); the
+// warpgroups turn their weights into register fragments and multiply. Warpgroups divide the rows
+// or, for narrow outputs, the columns of the product; integer sums make any split exact.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <iterator>
+
+#include "server/backends/cuda/batch_math.cuh"
+#include "server/backends/cuda/hopper.cuh"
+#include "server/backends/cuda/kernels.h"
+#include "server/backends/cuda/launch.cuh"
+
+namespace mmfree::cuda {
+namespace {
+
+// kBlocks: 64-slot blocks a warpgroup; kRowGroups x kSplit warpgroups a block. A tile takes a
+// multiprocessor kTileNs + kBlockNs for every 128 columns (measured on an H200 with
+// cuda_product_bench, all multiprocessors busy).
+template <int kBlocks_, int kRowGroups_, int kSplit_, int kTokens_, int kStages_, int kBlocksPerSm_,
+          int kTileNs_, int kBlockNs_>
+struct Tile {
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kRowGroups = kRowGroups_;
+  static constexpr int kSplit = kSplit_;
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kBlocksPerSm = kBlocksPerSm_;
+  static constexpr int kTileNs = kTileNs_;
+  static constexpr int kBlockNs = kBlockNs_;
+
+  static constexpr int kRowBlocks = kBlocks * kRowGroups;
+  static constexpr int kConsumers = 128 * kRowGroups * kSplit;
+  // A block that has its multiprocessor to itself gives the producer a whole warpgroup, so that the
+  // registers of its other warps can go to the consumers.
+  static constexpr bool kMovesRegisters = kBlocksPerSm == 1;
+  static constexpr int kThreads = kConsumers + (kMovesRegisters ? 128 : 32);
+  static constexpr int kTokenBytes = kTokens * kColumnBlock;
+  static constexpr int kWeightBytes = kRowBlocks * kBlockBytes;
+  static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
+  // Sums that the two halves of a split exchange, in place of the ring.
+  static constexpr int kExchangeBytes = kSplit > 1 ? kConsumers*(kTokens / 4) * 4 : 0;
+  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kSharedBytes = 1024 + std::max(kRingBytes, kExchangeBytes);
+  static_assert(kSplit == 1 || (kSplit == 2 && kBlocks == 1));
+  static_assert(kStageBytes % 1024 == 0);
+};
+
+template <typename T>
+struct Shared {
+  uint64_t full[T::kStages];
+  uint64_t empty[T::kStages];
+  RowMeta meta[T::kTokens];
+};
+
+// Keeps the ring full. Weights do not depend on the previous kernel, so those of the first stages
+// are on their way before it has ended. One thread.
+template <typename T>
+__device__ __forceinline__ void Produce(const GemmArgs& args, const uint8_t* weights,
+                                        const int8_t* q, int row_blocks, uint32_t ring,
+                                        const Shared<T>& shared) {
+  const int k_blocks = args.weights.k_blocks;
+  const int64_t block_stride = int64_t{args.stride} * kColumnBlock;
+  const int64_t row_stride = int64_t{k_blocks} * kBlockBytes;
+  const auto load_weights = [&](int k_block, int stage) {
+    const uint32_t full = SharedAddress(&shared.full[stage]);
+    BarrierArriveExpect(full, T::kTokenBytes + row_blocks * kBlockBytes);
+    const uint32_t to = ring + stage * T::kStageBytes + T::kTokenBytes;
+    for (int block = 0; block < row_blocks; ++block) {
+      BulkCopy(to + block * kBlockBytes,
+               weights + block * row_stride + int64_t{k_block} * kBlockBytes, kBlockBytes, full);
+    }
+  };
+  const auto load_tokens = [&](int k_block, int stage) {
+    BulkCopy(ring + stage * T::kStageBytes, q + k_block * block_stride, T::kTokenBytes,
+             SharedAddress(&shared.full[stage]));
+  };
+  const int first = min(T::kStages, k_blocks);
+  for (int k_block = 0; k_block < first; ++k_block) load_weights(k_block, k_block);
+  WaitForPrevious();
+  for (int k_block = 0; k_block < first; ++k_block) load_tokens(k_block, k_block);
+  for (int k_block = first; k_block < k_blocks; ++k_block) {
+    const int stage = k_block % T::kStages;
+    BarrierWait(SharedAddress(&shared.empty[stage]), (k_block / T::kStages - 1) & 1);
+    load_weights(k_block, stage);
+    load_tokens(k_block, stage);
+  }
+}
+
+// A consumer's place in its block.
+struct Place {
+  int warp;
+  int lane;
+  int row_group;
+  int split;
+  int first_block;  // of the block's rows
+  int first_token;
+  int matrix;
+};
+
+// Finishes a warp's sums (what FinishToken of epilogue.cuh does, in batches): residuals of a batch
+// are read before any value is written, and divisions overlap.
+template <typename T, Epilogue kEpilogue, int kSums>
+__device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
+                                       const Shared<T>& shared,
+                                       const int32_t (&acc)[T::kBlocks][kSums]) {
+  constexpr int kOwnTiles = T::kTokens / 8 / T::kSplit;
+  constexpr int kBatch = kOwnTiles < 4 ? kOwnTiles : 4;  // tiles of eight tokens, two of a thread
+  constexpr int kSlotRows = kEpilogue == Epilogue::kSwiGlu ? 1 : 2;  // outputs of a slot pair
+  const float scale = args.weights.scale[place.matrix];
+  const int own_token = place.split * kOwnTiles * 8 + 2 * (place.lane % 4);
+  const int tokens = args.max_tokens - place.first_token - own_token;
+#pragma unroll
+  for (int block = 0; block < T::kBlocks; ++block) {
+    const int row_block = place.first_block + place.row_group * T::kBlocks + block;
+    const int64_t row =
+        (int64_t{row_block} * 4 + place.warp % 4) * (8 * kSlotRows) + kSlotRows * (place.lane / 4);
+    if (row_block >= args.weights.row_blocks || row >= args.ld) continue;
+    float* const out = args.out + place.matrix * args.matrix_stride +
+                       int64_t{place.first_token + own_token} * args.ld + row;
+#pragma unroll
+    for (int base = 0; base < kOwnTiles; base += kBatch) {
+      float a[kBatch * 2];
+      float b[kBatch * 2];
+      float2 residual[kBatch * 2] = {};
+#pragma unroll
+      for (int i = 0; i < kBatch * 2; ++i) {
+        const int token = (base + i / 2) * 8 + i % 2;
+        if constexpr (kEpilogue == Epilogue::kResidual) {
+          if (token < tokens) residual[i] = *reinterpret_cast<const float2*>(out + token * args.ld);
+        }
+        const RowMeta meta = shared.meta[own_token + token];
+        const float factor = meta.out * scale;
+        const int at = (base + i / 2) * 4 + i % 2;
+        const float first = static_cast<float>(acc[block][at] - meta.code_sum);
+        const float second = static_cast<float>((acc[block][at + 2] >> 2) - meta.code_sum);
+        if constexpr (kEpilogue == Epilogue::kResidual) {
+          a[i] = fmaf(first, factor, residual[i].x);
+          b[i] = fmaf(second, factor, residual[i].y);
+        } else {
+          a[i] = first * factor;
+          b[i] = second * factor;
+        }
+      }
+      if constexpr (kEpilogue == Epilogue::kSwiGlu) SiluBatch(a, a);
+#pragma unroll
+      for (int i = 0; i < kBatch * 2; ++i) {
+        const int token = (base + i / 2) * 8 + i % 2;
+        if (token >= tokens) continue;
+        if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+          out[token * args.ld] = a[i] * b[i];
+        } else {
+          *reinterpret_cast<float2*>(out + token * args.ld) = make_float2(a[i], b[i]);
+        }
+      }
+    }
+  }
+}
+
+// The part of a block's product that one consumer thread's warpgroup computes and stores.
+template <typename T>
+__device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place, uint32_t ring,
+                                        Shared<T>& shared) {
+  constexpr int kTiles = T::kTokens / 8;
+  const int k_blocks = args.weights.k_blocks;
+  // Blocks past the matrix read whatever the ring holds there; their sums are not stored.
+  const uint32_t own_weights =
+      ring + T::kTokenBytes + place.row_group * T::kBlocks * kBlockBytes + (threadIdx.x % 128) * 16;
+  int32_t acc[T::kBlocks][kTiles * 4] = {};
+  uint4 words[T::kBlocks];
+  const auto load_words = [&](int k_block) {
+    const int stage = k_block % T::kStages;
+    BarrierWait(SharedAddress(&shared.full[stage]), (k_block / T::kStages) & 1);
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) {
+      words[block] = LoadShared16(own_weights + stage * T::kStageBytes + block * kBlockBytes);
+    }
+  };
+
+  if (place.split < k_blocks) load_words(place.split);
+#pragma unroll 1
+  for (int k_block = place.split; k_block < k_blocks; k_block += T::kSplit) {
+    const uint64_t tokens = TileDescriptor(ring + k_block % T::kStages * T::kStageBytes);
+    // Two k-steps a group of wgmma: while one group runs, the next one's fragments are unpacked.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      WeightFragment a[T::kBlocks][2];
+#pragma unroll
+      for (int block = 0; block < T::kBlocks; ++block) {
+        a[block][0] = Unpack(half == 0 ? words[block].x : words[block].z);
+        a[block][1] = Unpack(half == 0 ? words[block].y : words[block].w);
+        Pin(a[block][0]);
+        Pin(a[block][1]);
+      }
+      WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int block = 0; block < T::kBlocks; ++block) {
+          Wgmma<T::kTokens>::Run(acc[block], a[block][step], tokens + 2 * (2 * half + step));
+        }
+      }
+      WgmmaCommit();
+      if (half == 1 && k_block + T::kSplit < k_blocks) load_words(k_block + T::kSplit);
+      WgmmaWait<1>();
+      // The wait above ended the previous stage's last group.
+      if (half == 0 && k_block >= T::kSplit && place.lane == 0) {
+        BarrierArrive(SharedAddress(&shared.empty[(k_block - T::kSplit) % T::kStages]));
+      }
+    }
+  }
+  WgmmaWait<0>();
+#pragma unroll
+  for (int block = 0; block < T::kBlocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < kTiles * 4; ++i) Pin(acc[block][i]);
+  }
+
+  if constexpr (T::kSplit == 2) {
+    // Each half of the split finishes half of the tokens with the other's sums.
+    constexpr int kHalf = kTiles / 2 * 4;
+    constexpr int kStride = T::kConsumers / 2 * 4;
+    const uint32_t exchange = ring + (threadIdx.x % (T::kConsumers / 2)) * 4;
+    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      StoreShared4(exchange + (place.split * kHalf + i) * kStride,
+                   place.split == 0 ? acc[0][kHalf + i] : acc[0][i]);
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const int32_t own = place.split == 0 ? acc[0][i] : acc[0][kHalf + i];
+      acc[0][i] = own + LoadShared4(exchange + ((1 - place.split) * kHalf + i) * kStride);
+    }
+  }
+
+  switch (args.epilogue) {
+    case Epilogue::kStore:
+      return Finish<T, Epilogue::kStore>(args, place, shared, acc);
+    case Epilogue::kResidual:
+      return Finish<T, Epilogue::kResidual>(args, place, shared, acc);
+    case Epilogue::kSwiGlu:
+      return Finish<T, Epilogue::kSwiGlu>(args, place, shared, acc);
+    case Epilogue::kRecurrence:
+      break;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
+    GemmWgmmaKernel(const __grid_constant__ GemmArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ uint8_t dynamic_shared[];
+  __shared__ Shared<T> shared;
+
+  const uint32_t ring = (SharedAddress(dynamic_shared) + 1023) & ~1023u;
+  // Uniform to the compiler too, as wgmma wants it.
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const int first_block = blockIdx.x * T::kRowBlocks;
+  const int first_token = blockIdx.y * T::kTokens;
+  const int matrix = blockIdx.z;
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < T::kStages; ++stage) {
+      BarrierInit(SharedAddress(&shared.full[stage]), 1);
+      BarrierInit(SharedAddress(&shared.empty[stage]), 4 * T::kRowGroups);
+    }
+    BarrierInitFence();
+  }
+  __syncthreads();
+  AllowNext();
+
+  if (warp >= T::kConsumers / 32) {
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == T::kConsumers) {
+      const int k_blocks = args.weights.k_blocks;
+      const int row_blocks = min(T::kRowBlocks, args.weights.row_blocks - first_block);
+      const uint8_t* const weights =
+          args.weights.codes +
+          (int64_t{matrix} * args.weights.row_blocks + first_block) * k_blocks * kBlockBytes;
+      const int8_t* const q =
+          args.q + (int64_t{matrix} * k_blocks * args.stride + first_token) * kColumnBlock;
+      Produce<T>(args, weights, q, row_blocks, ring, shared);
+    }
+  } else {
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    // The residual stream and the row scales come from earlier kernels.
+    WaitForPrevious();
+    if (threadIdx.x < T::kTokens && first_token + threadIdx.x < args.max_tokens) {
+      shared.meta[threadIdx.x] =
+          args.meta[int64_t{matrix} * args.stride + first_token + threadIdx.x];
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
+    const int group = warp / 4;
+    const Place place = {warp,
+                         static_cast<int>(threadIdx.x % 32),
+                         group % T::kRowGroups,
+                         group / T::kRowGroups,
+                         first_block,
+                         first_token,
+                         matrix};
+    Consume<T>(args, place, ring, shared);
+  }
+#endif
+}
+
+template <typename T>
+cudaError_t LaunchTile(const GemmArgs& args, const LaunchContext& context) {
+  const dim3 grid(static_cast<uint32_t>(CeilDiv(args.weights.row_blocks, T::kRowBlocks)),
+                  static_cast<uint32_t>(CeilDiv(args.max_tokens, T::kTokens)),
+                  args.weights.matrices);
+  return Launch<GemmWgmmaKernel<T>>(context, grid, dim3(T::kThreads), T::kSharedBytes, args);
+}
+
+// Estimated nanoseconds of a tile shape: what the busiest multiprocessor takes. Two row groups on a
+// multiprocessor twice run as a pair, and one of the pair alone is little faster.
+template <typename T>
+int64_t Estimate(const GemmArgs& args, const LaunchContext& context) {
+  const int64_t tiles = CeilDiv(args.weights.row_blocks, T::kRowBlocks) *
+                        CeilDiv(args.max_tokens, T::kTokens) * args.weights.matrices;
+  int64_t rounds = CeilDiv(tiles, context.num_sms);
+  if (T::kRowGroups == 2 && T::kBlocksPerSm == 2) rounds = RoundUp(rounds, 2);
+  return rounds * (T::kTileNs + int64_t{T::kBlockNs} * args.weights.k_blocks);
+}
+
+using Launcher = cudaError_t (*)(const GemmArgs&, const LaunchContext&);
+
+template <typename... Tiles>
+cudaError_t LaunchBest(const GemmArgs& args, const LaunchContext& context) {
+  const int64_t estimates[] = {Estimate<Tiles>(args, context)...};
+  const Launcher launchers[] = {LaunchTile<Tiles>...};
+  static_assert(sizeof...(Tiles) == kNumWgmmaTiles);
+  if (args.tile >= kNumWgmmaTiles) return cudaErrorInvalidValue;
+  const int64_t* const best = std::min_element(std::begin(estimates), std::end(estimates));
+  return launchers[args.tile >= 0 ? args.tile : best - estimates](args, context);
+}
+
+}  // namespace
+
+cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context) {
+  // blocks, row groups, split, tokens, stages, blocks an SM, ns a tile, ns a column block
+  return LaunchBest<Tile<1, 1, 2, 16, 8, 2, 350, 65>, Tile<1, 1, 2, 32, 8, 2, 570, 77>,
+                    Tile<1, 1, 2, 64, 8, 2, 1000, 109>, Tile<1, 2, 1, 64, 8, 2, 600, 235>,
+                    Tile<1, 2, 1, 128, 5, 2, 3100, 380>, Tile<2, 2, 1, 128, 8, 1, 6500, 660>,
+                    Tile<2, 2, 1, 160, 7, 1, 7500, 850>>(args, context);
+}
+
+}  // namespace mmfree::cuda

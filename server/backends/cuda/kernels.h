@@ -1,0 +1,192 @@
+// Launchers of the CUDA kernels: raw pointers, sizes and a stream in, cudaError_t out. Nothing here
+// allocates or waits. Grids depend on the capacities passed; kernels read the actual counts of a
+// step from device memory, so a captured launch serves every step of its bucket.
+#ifndef MMFREE_SERVER_BACKENDS_CUDA_KERNELS_H_
+#define MMFREE_SERVER_BACKENDS_CUDA_KERNELS_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "server/backends/cuda/layout.h"
+
+namespace mmfree::cuda {
+
+struct LaunchContext {
+  cudaStream_t stream = nullptr;
+  // Lets a kernel start before its predecessor has ended (programmatic dependent launch).
+  bool overlap = false;
+  int32_t num_sms = 0;
+  int64_t shared_bytes_per_block = 0;  // what a kernel can opt in to
+  // wgmma and bulk copies are there (compute capability 9.0).
+  bool hopper = false;
+};
+
+// --- device_query.cu
+
+// Runs a kernel of this build on the current device. `has_wgmma`: the machine code it runs there
+// was compiled for sm_90a. cudaErrorNoKernelImageForDevice when this build has nothing for the
+// device.
+cudaError_t QueryKernelBuild(bool* has_wgmma);
+
+// --- repack.cu
+
+// Converts the stored form (four rows a byte) to the device layout. gated_channels > 0: rows
+// [0, gated_channels) and [gated_channels, 2 * gated_channels) are paired.
+//   stored  [ceil(rows / 4)][stored_cols] on the device
+//   out     [row_blocks][k_blocks][kBlockBytes]
+cudaError_t LaunchRepack(const uint8_t* stored, int64_t rows, int64_t cols, int64_t stored_cols,
+                         int64_t gated_channels, int32_t row_blocks, int32_t k_blocks, uint8_t* out,
+                         cudaStream_t stream);
+
+// --- embed.cu
+
+// Copies the used parts of a step's inputs from pinned host memory to the device.
+cudaError_t LaunchLoadInputs(const StepInputs& host, const StepInputs& device,
+                             const LaunchContext& context);
+
+enum class EmbeddingType : uint8_t { kF32, kF16, kBF16 };
+// h[n] = table[tokens[n]], converted exactly.
+//   table [vocab][dim]; h [max_tokens][ld]
+cudaError_t LaunchEmbed(const void* table, EmbeddingType type, int64_t dim, const StepInputs& in,
+                        int32_t max_tokens, float* h, int64_t ld, const LaunchContext& context);
+
+// --- quantize.cu
+
+enum class NormKind : uint8_t {
+  kAttention,  // x = h, y = x * w1; three outputs y * w2
+  kHidden,     // x = h, y = x * w1; one output y * w2
+  kRecurrent,  // x = g, y = GateOutput of the state after one token; one output y * w2
+  kScanned,    // x = g, y given; one output y * w2
+  kOneNorm,    // x = z; one output x * w2
+};
+
+struct QuantizeArgs {
+  NormKind kind;
+  int32_t cols = 0;         // K
+  int32_t padded_cols = 0;  // K rounded up to kColumnBlock
+  float eps = 0.0f;
+  const float* x = nullptr;  // [rows][ld_x]
+  int64_t ld_x = 0;
+  const float* y = nullptr;  // kScanned: [rows][ld_x]
+  // kHidden for the head: which row of x is row n; null: n. Reads HeadInput::token.
+  const HeadInput* gather = nullptr;
+  const int32_t* num_rows = nullptr;   // on the device
+  int32_t row_offset = 0;              // of the first row, in gather and against num_rows
+  const float* w1 = nullptr;           // [padded_cols]; kRecurrent: g_norm
+  const float* w2[3] = {};             // [padded_cols]
+  const float* forget = nullptr;       // kRecurrent: [rows][ld_x]
+  const float* input = nullptr;        // kRecurrent: [rows][ld_x]
+  const float* lower_bound = nullptr;  // kRecurrent: [padded_cols]
+  float* states = nullptr;             // kRecurrent: layer's part, [slots][state_stride]
+  int64_t state_stride = 0;
+  const RowInput* rows = nullptr;  // kRecurrent: row n is token n
+  int8_t* q = nullptr;             // [outputs][k_blocks][stride][128], see layout.h
+  RowMeta* meta = nullptr;         // [outputs][stride]
+  int32_t stride = 0;
+};
+// Rows [0, max_rows) that exist. Zeroes the padding of q.
+cudaError_t LaunchQuantize(const QuantizeArgs& args, int32_t max_rows,
+                           const LaunchContext& context);
+// Longest row (cols) that LaunchQuantize takes on a device with this much shared memory a block.
+int64_t MaxQuantizeCols(int64_t shared_bytes);
+
+// --- recurrence.cu
+
+struct ScanArgs {
+  const float* forget = nullptr;  // [tokens][ld] f_proj's output; y may overwrite it
+  const float* input = nullptr;   // [tokens][ld]
+  const float* g = nullptr;       // [tokens][ld]
+  int64_t ld = 0;
+  const float* g_norm = nullptr;       // [dim]
+  const float* lower_bound = nullptr;  // [dim]
+  float* states = nullptr;             // layer's part, [slots][state_stride]
+  int64_t state_stride = 0;
+  int32_t dim = 0;
+  const RowInput* rows = nullptr;  // [rows]
+  const StepCounts* counts = nullptr;
+  float* y = nullptr;  // [tokens][ld]: GateOutput at each token
+};
+// Advances the states of `max_rows` rows through their tokens, in order.
+cudaError_t LaunchScan(const ScanArgs& args, int32_t max_rows, const LaunchContext& context);
+
+// --- products
+
+enum class Epilogue : uint8_t {
+  kStore,     // out[matrix][token][row] = value
+  kResidual,  // out[token][row] = fma(float(acc), factor, out[token][row])
+  kSwiGlu,    // out[token][channel] = SwiGlu(p, r)
+  // Decode only: advances the state by i and f; out[row][channel] = g, gated = GateOutput.
+  kRecurrence,
+};
+
+struct GemmArgs {
+  DeviceMatrix weights;
+  Epilogue epilogue = Epilogue::kStore;
+  const int8_t* q = nullptr;      // [matrices][k_blocks][stride][128]
+  const RowMeta* meta = nullptr;  // [matrices][stride]
+  int32_t stride = 0;
+  int32_t max_tokens = 0;  // tokens [0, max_tokens) are computed; at most stride
+  float* out = nullptr;    // [matrices][max_tokens][ld]
+  int64_t ld = 0;          // even; columns beyond the logical ones are written as zeros
+  int64_t matrix_stride = 0;
+  int32_t tile = -1;  // gemm_wgmma.cu's tile shape, for measurements; -1: the best by estimate
+};
+// gemm_mma.cu: int8 mma.sync, any number of tokens on any device.
+cudaError_t LaunchGemmMma(const GemmArgs& args, const LaunchContext& context);
+// gemm_wgmma.cu: needs LaunchContext::hopper; any number of tokens, made for 8 or more. Tiles may
+// read up to kRowSlack rows of q past the last.
+cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context);
+inline constexpr int32_t kNumWgmmaTiles = 7;
+
+// --- decode.cu
+
+// Rows that one stage kernel takes.
+inline constexpr int32_t kMaxDecodeRows = 2;
+
+// A norm (kAttention, kHidden, kScanned or kOneNorm) and the product that follows it, for rows
+// [0, max_rows) of one token each. The stages are: kAttention + kRecurrence, kScanned + kResidual,
+// kHidden + kSwiGlu, kOneNorm + kResidual, and kHidden + kStore for the head.
+struct DecodeArgs {
+  NormKind kind = NormKind::kHidden;
+  Epilogue epilogue = Epilogue::kStore;
+  int32_t max_rows = 0;
+  const int32_t* num_rows = nullptr;  // on the device
+  int32_t cols = 0;                   // K
+  int32_t padded_cols = 0;            // K rounded up to kColumnBlock
+  float eps = 0.0f;
+  const float* x = nullptr;           // [rows][ld_x]
+  int32_t ld_x = 0;                   // a multiple of 4, at most padded_cols
+  const float* y = nullptr;           // kScanned: [rows][ld_x]
+  const HeadInput* gather = nullptr;  // as in QuantizeArgs
+  const float* w1 = nullptr;          // [padded_cols]
+  const float* w2[3] = {};            // [padded_cols]
+  DeviceMatrix weights;
+  float* out = nullptr;  // [rows][ld]
+  int64_t ld = 0;
+  // kRecurrence:
+  float* gated = nullptr;              // [rows][ld]
+  const float* g_norm = nullptr;       // [padded_cols]
+  const float* lower_bound = nullptr;  // [padded_cols]
+  float* states = nullptr;             // layer's part, [slots][state_stride]
+  int64_t state_stride = 0;
+  const RowInput* rows = nullptr;
+  // Set by the launcher: 16-slot tiles (of each matrix) in all, and a block's share.
+  int32_t units = 0;
+  int32_t units_per_block = 0;
+};
+// Whether LaunchDecode takes such a model on a device with this much shared memory a block.
+bool DecodeFits(int64_t dim, int64_t channels, int64_t shared_bytes);
+cudaError_t LaunchDecode(const DecodeArgs& args, const LaunchContext& context);
+
+// --- sample.cu
+
+// Samples and scores rows of logits.
+//   logits [rows][ld]; heads, out: of the row_offset-th head on
+cudaError_t LaunchSample(const float* logits, int64_t ld, int32_t vocab, const StepInputs& in,
+                         int32_t row_offset, int32_t max_rows, HeadOutput* out,
+                         const LaunchContext& context);
+
+}  // namespace mmfree::cuda
+
+#endif  // MMFREE_SERVER_BACKENDS_CUDA_KERNELS_H_

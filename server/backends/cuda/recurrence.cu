@@ -1,0 +1,138 @@
+// The recurrence over chunks of tokens: sequential in the tokens of a row, parallel over channels
+// and rows.
+//
+// A block owns 8 channels (a 32-byte sector) of one row. Its warps form the gates of 256 tokens at
+// a time in parallel, eight threads then chain the 256 states (one fma each), and all warps form
+// the outputs while the next tokens' values are already on their way. Several blocks share a
+// multiprocessor, so that one computes while another chains.
+#include <cuda_runtime.h>
+
+#include "server/backends/cuda/batch_math.cuh"
+#include "server/backends/cuda/kernels.h"
+#include "server/backends/cuda/launch.cuh"
+#include "server/base/numerics.h"
+
+namespace mmfree::cuda {
+namespace {
+
+constexpr int kChannels = 8;
+constexpr int kThreads = 256;
+constexpr int kTokenGroups = kThreads / kChannels;
+constexpr int kTokensPerThread = 8;
+constexpr int kTileTokens = kTokenGroups * kTokensPerThread;
+constexpr int kChain = 16;  // states chained between accesses to shared memory
+
+// The values of a thread's tokens in one tile.
+struct TileValues {
+  float forget[kTokensPerThread];
+  float input[kTokensPerThread];
+  float g[kTokensPerThread];
+};
+
+__device__ __forceinline__ void LoadTile(const ScanArgs& args, int32_t first_token,
+                                         int32_t num_tokens, int32_t channel, bool in_range,
+                                         TileValues* values) {
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const bool valid = in_range && i < num_tokens;
+    const int64_t at = int64_t{first_token + i} * args.ld + channel;
+    values->forget[i] = valid ? args.forget[at] : 0.0f;
+    values->input[i] = valid ? args.input[at] : 0.0f;
+    values->g[i] = valid ? args.g[at] : 0.0f;
+  }
+}
+
+// Chains the states of a channel through a tile and leaves each in `keep`; returns the last one.
+__device__ __forceinline__ float Chain(float (&keep)[kTileTokens][kChannels],
+                                       const float (&add)[kTileTokens][kChannels], int lane,
+                                       int32_t tokens, float state) {
+  int32_t n = 0;
+  for (; n + kChain <= tokens; n += kChain) {
+    float f[kChain];
+    float i[kChain];
+#pragma unroll
+    for (int j = 0; j < kChain; ++j) {
+      f[j] = keep[n + j][lane];
+      i[j] = add[n + j][lane];
+    }
+    // A register for each state: one that is stored and overwritten would wait for the store.
+#pragma unroll
+    for (int j = 0; j < kChain; ++j) f[j] = fmaf(f[j], j == 0 ? state : f[j - 1], i[j]);
+#pragma unroll
+    for (int j = 0; j < kChain; ++j) keep[n + j][lane] = f[j];
+    state = f[kChain - 1];
+  }
+  for (; n < tokens; ++n) {
+    state = fmaf(keep[n][lane], state, add[n][lane]);
+    keep[n][lane] = state;
+  }
+  return state;
+}
+
+__global__ void __launch_bounds__(kThreads) ScanKernel(const ScanArgs args) {
+  // Recur (numerics.h) in two parts: f and i of every token, then state = fma(f, state, i).
+  __shared__ float keep[kTileTokens][kChannels];  // f; then the states
+  __shared__ float add[kTileTokens][kChannels];   // silu(i) * (1 - f)
+
+  WaitForPrevious();
+  AllowNext();
+  if (static_cast<int32_t>(blockIdx.y) >= args.counts->rows) return;
+  const RowInput row = args.rows[blockIdx.y];
+  const int lane = threadIdx.x % kChannels;
+  const bool chains = threadIdx.x < kChannels;
+  const int32_t channel = blockIdx.x * kChannels + lane;
+  const bool in_range = channel < args.dim;
+  const float lower_bound = in_range ? args.lower_bound[channel] : 0.0f;
+  const float one_minus_lower_bound = 1.0f - lower_bound;
+  const float g_norm = in_range ? args.g_norm[channel] : 0.0f;
+  float* const state_at = args.states + row.slot * args.state_stride + channel;
+  float state = chains && in_range ? *state_at : 0.0f;
+
+  const int own = threadIdx.x / kChannels * kTokensPerThread;  // first token of a tile
+  TileValues values;
+  LoadTile(args, row.first_token + own, row.num_tokens - own, channel, in_range, &values);
+  for (int32_t first = 0; first < row.num_tokens; first += kTileTokens) {
+    float g[kTokensPerThread];
+    float sigmoid[kTokensPerThread];
+    float silu[kTokensPerThread];
+    SigmoidBatch(values.forget, sigmoid);
+    SiluBatch(values.input, silu);
+#pragma unroll
+    for (int i = 0; i < kTokensPerThread; ++i) {
+      const float f = fmaf(one_minus_lower_bound, sigmoid[i], lower_bound);
+      keep[own + i][lane] = f;
+      add[own + i][lane] = silu[i] * (1.0f - f);
+      g[i] = values.g[i];
+    }
+    const int32_t next = first + kTileTokens + own;
+    LoadTile(args, row.first_token + next, row.num_tokens - next, channel, in_range, &values);
+    __syncthreads();
+    const int32_t tile_tokens = min(kTileTokens, row.num_tokens - first);
+    if (chains) state = Chain(keep, add, lane, tile_tokens, state);
+    __syncthreads();
+    const int32_t own_tokens = tile_tokens - own;
+    float states[kTokensPerThread];
+    float silu_state[kTokensPerThread];
+#pragma unroll
+    for (int i = 0; i < kTokensPerThread; ++i) states[i] = keep[own + i][lane];
+    SiluBatch(states, silu_state);
+#pragma unroll
+    for (int i = 0; i < kTokensPerThread; ++i) {
+      if (in_range && i < own_tokens) {
+        // GateOutput of numerics.h.
+        args.y[int64_t{row.first_token + first + own + i} * args.ld + channel] =
+            (g[i] * g_norm) * silu_state[i];
+      }
+    }
+  }
+  if (chains && in_range) *state_at = state;
+}
+
+}  // namespace
+
+cudaError_t LaunchScan(const ScanArgs& args, int32_t max_rows, const LaunchContext& context) {
+  const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kChannels)), max_rows);
+  return Launch<ScanKernel>(context, grid, dim3(kThreads), 0, args);
+}
+
+}  // namespace mmfree::cuda

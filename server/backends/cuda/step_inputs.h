@@ -1,0 +1,54 @@
+// Turns the rows of a step into the device's inputs, and its outputs into a StepOutput.
+#ifndef MMFREE_SERVER_BACKENDS_CUDA_STEP_INPUTS_H_
+#define MMFREE_SERVER_BACKENDS_CUDA_STEP_INPUTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "server/backends/backend.h"
+#include "server/backends/cuda/layout.h"
+
+namespace mmfree::cuda {
+
+// Checks steps and lays them out. Keeps scratch between steps; not thread-safe.
+class StepPlanner {
+ public:
+  StepPlanner(int32_t num_slots, int32_t max_step_tokens, int64_t vocab_size)
+      : max_step_tokens_(max_step_tokens), vocab_size_(vocab_size), last_use_(num_slots, 0) {}
+
+  // INVALID_ARGUMENT names the row and what is wrong with it; then nothing is written.
+  absl::Status Check(absl::Span<const StepRow> rows);
+
+  // Writes the inputs of checked rows. `in` has room for max_step_tokens tokens.
+  void Fill(absl::Span<const StepRow> rows, const StepInputs& in);
+
+  int32_t tokens() const { return tokens_; }
+  int32_t heads() const { return heads_; }
+  int32_t banned() const { return banned_; }
+  bool decode() const { return decode_; }
+  // Heads whose logits go back to the host, ascending.
+  const std::vector<int32_t>& logit_heads() const { return logit_heads_; }
+
+  // Scatters the heads' outputs. Resizes out->logits for logit_heads(), which the caller copies.
+  void Collect(absl::Span<const StepRow> rows, const HeadOutput* heads, StepOutput* out) const;
+
+ private:
+  absl::Status CheckRow(const StepRow& row);
+
+  const int32_t max_step_tokens_;
+  const int64_t vocab_size_;
+  std::vector<uint64_t> last_use_;  // by slot: the step that used it
+  uint64_t step_ = 0;
+
+  int32_t tokens_ = 0;
+  int32_t heads_ = 0;
+  int32_t banned_ = 0;
+  bool decode_ = false;
+  std::vector<int32_t> logit_heads_;
+};
+
+}  // namespace mmfree::cuda
+
+#endif  // MMFREE_SERVER_BACKENDS_CUDA_STEP_INPUTS_H_

@@ -1,0 +1,112 @@
+#include "server/engine/engine.h"
+
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/status_macros.h"
+#include "server/scheduler/step_loop.h"
+
+namespace mmfree {
+namespace {
+
+absl::Status CheckAtLeast(int64_t value, int64_t least, absl::string_view option) {
+  if (value >= least) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(option, " is ", value, "; it must be at least ", least));
+}
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(Options options, std::shared_ptr<const Model> model,
+             std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Backend> backend,
+             ModelMetrics* metrics)
+      : options_(std::move(options)),
+        model_(std::move(model)),
+        tokenizer_(std::move(tokenizer)),
+        loop_(LoopOptions(), std::move(backend), metrics) {}
+
+  absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                       std::shared_ptr<GenerationSink> sink) override {
+    return loop_.Submit(std::move(request), std::move(sink));
+  }
+  absl::StatusOr<RequestHandle> Score(ScoreRequest request,
+                                      std::shared_ptr<ScoreSink> sink) override {
+    return loop_.Submit(std::move(request), std::move(sink));
+  }
+  void Cancel(RequestHandle handle) override { loop_.Cancel(handle); }
+
+  void Drain(absl::Time deadline) override {
+    BecomeUnhealthy();
+    loop_.Drain(deadline);
+  }
+
+  bool healthy() const override { return healthy_.load(); }
+
+  Load load() const override {
+    const StepLoop::Load loop = loop_.load();
+    Load load;
+    load.queued = static_cast<int32_t>(loop.waiting);
+    load.running = static_cast<int32_t>(loop.running);
+    load.queued_tokens = loop.waiting_tokens;
+    load.slots_used = load.running;
+    load.slots_total = backend_info().num_slots;
+    load.estimated_wait = loop.estimated_wait;
+    return load;
+  }
+
+  const std::string& model_name() const override { return options_.model_name; }
+  const Model& model() const override { return *model_; }
+  const Tokenizer& tokenizer() const override { return *tokenizer_; }
+  const BackendInfo& backend_info() const override { return loop_.backend_info(); }
+
+ private:
+  StepLoop::Options LoopOptions() {
+    StepLoop::Options loop;
+    loop.policy.max_batch = options_.max_batch;
+    loop.policy.prefill_chunk = options_.prefill_chunk;
+    loop.policy.step_token_budget = options_.step_token_budget;
+    loop.max_queue = options_.max_queue;
+    loop.max_queue_tokens = options_.max_queue_tokens;
+    loop.max_stream_backlog = options_.max_stream_backlog;
+    loop.delivery_threads = options_.delivery_threads;
+    loop.vocab_size = model_->config().vocab_size;
+    loop.clock = options_.clock;
+    loop.fault_listener = [this] { BecomeUnhealthy(); };
+    return loop;
+  }
+
+  void BecomeUnhealthy() {
+    if (healthy_.exchange(false) && options_.health_listener) options_.health_listener(false);
+  }
+
+  const Options options_;
+  const std::shared_ptr<const Model> model_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  std::atomic<bool> healthy_{true};
+  StepLoop loop_;  // last: its threads use what is above
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Options options,
+                                                       std::shared_ptr<const Model> model,
+                                                       std::shared_ptr<const Tokenizer> tokenizer,
+                                                       std::unique_ptr<Backend> backend,
+                                                       Metrics* metrics) {
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.max_batch, 0, "max_batch"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.max_queue, 0, "max_queue"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.max_queue_tokens, 1, "max_queue_tokens"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.prefill_chunk, 1, "prefill_chunk"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.step_token_budget, 1, "step_token_budget"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.delivery_threads, 1, "delivery_threads"));
+  const BackendInfo& info = backend->info();
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.num_slots, 1, "the backend's num_slots"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.max_step_tokens, 1, "the backend's max_step_tokens"));
+  ModelMetrics* const instruments =
+      metrics->ForModel({options.model_name, model->digest(), info.name, info.description});
+  return std::make_unique<EngineImpl>(std::move(options), std::move(model), std::move(tokenizer),
+                                      std::move(backend), instruments);
+}
+
+}  // namespace mmfree

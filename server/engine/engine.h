@@ -1,0 +1,89 @@
+// The facade the RPC layer talks to: one served model with its scheduler and backend.
+#ifndef MMFREE_SERVER_ENGINE_ENGINE_H_
+#define MMFREE_SERVER_ENGINE_ENGINE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/backends/backend.h"
+#include "server/base/clock.h"
+#include "server/metrics/metrics.h"
+#include "server/model/model.h"
+#include "server/scheduler/request.h"
+#include "server/tokenizer/tokenizer.h"
+
+namespace mmfree {
+
+// Thread-safe. Owns its backend, step thread and delivery threads. Destruction cancels what runs
+// and joins them; every sink has then been finished.
+class Engine {
+ public:
+  struct Options {
+    std::string model_name;
+    int32_t max_batch = 0;                 // rows of one step; 0: all slots
+    int32_t max_queue = 1024;              // requests waiting for a slot
+    int64_t max_queue_tokens = 4'000'000;  // prompt tokens waiting
+    int32_t prefill_chunk = 256;           // prompt tokens of one request in one step, at most
+    int32_t step_token_budget = 1024;      // tokens of one step over all rows
+    size_t max_stream_backlog = 256;  // tokens a client may lag behind before its row is paused
+    int32_t delivery_threads = 1;
+    const Clock* clock = Clock::Real();
+    // Called once with false, when the engine becomes unhealthy: by the step thread after a device
+    // fault, by Drain's caller before admission stops. Must not call the engine.
+    std::function<void(bool healthy)> health_listener;
+  };
+
+  // `metrics` must outlive the engine. INVALID_ARGUMENT names an option out of range.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Options options,
+                                                        std::shared_ptr<const Model> model,
+                                                        std::shared_ptr<const Tokenizer> tokenizer,
+                                                        std::unique_ptr<Backend> backend,
+                                                        Metrics* metrics);
+  virtual ~Engine() = default;
+
+  // Queues a request. On OK the sink is finished exactly once, later, from a delivery thread
+  // (possibly before Submit returns). On an error the sink is never called: RESOURCE_EXHAUSTED
+  // (queue full; see Load::estimated_wait), DEADLINE_EXCEEDED (already passed), UNAVAILABLE
+  // (draining or device fault), INVALID_ARGUMENT (a request that validation should have refused).
+  virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                               std::shared_ptr<GenerationSink> sink) = 0;
+  virtual absl::StatusOr<RequestHandle> Score(ScoreRequest request,
+                                              std::shared_ptr<ScoreSink> sink) = 0;
+
+  // Ends a request with CANCELLED within one step and frees its slot. No effect on an unknown
+  // handle or one that has finished.
+  virtual void Cancel(RequestHandle handle) = 0;
+
+  // Stops admitting (UNAVAILABLE), lets what was admitted finish until `deadline`, cancels the rest
+  // with UNAVAILABLE. Returns when nothing is left: every sink is finished. Idempotent; a later
+  // call may bring the deadline forward. Not from a sink.
+  virtual void Drain(absl::Time deadline) = 0;
+
+  // A device fault or a drain makes an engine unhealthy for good.
+  virtual bool healthy() const = 0;
+
+  struct Load {
+    int32_t queued = 0;   // waiting for a slot
+    int32_t running = 0;  // holding a slot
+    int64_t queued_tokens = 0;
+    int32_t slots_used = 0;
+    int32_t slots_total = 0;
+    absl::Duration estimated_wait;  // for a request that is queued now
+  };
+  virtual Load load() const = 0;
+
+  virtual const std::string& model_name() const = 0;
+  virtual const Model& model() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual const BackendInfo& backend_info() const = 0;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_ENGINE_ENGINE_H_

@@ -1,0 +1,276 @@
+// mmfree-server: flags -> options -> wire the layers -> wait for signals. Only this file names
+// concrete backends.
+#include <prometheus/registry.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "server/backends/cpu/cpu_backend.h"
+#ifdef MMFREE_HAVE_CUDA
+#include "server/backends/cuda/cuda_backend.h"
+#endif
+#include "server/base/cpu_features.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/engine/engine.h"
+#include "server/metrics/exposer.h"
+#include "server/metrics/metrics.h"
+#include "server/model/model.h"
+#include "server/rpc/model_registry.h"
+#include "server/rpc/server.h"
+#include "server/server_flags.h"
+#include "server/tokenizer/tokenizer.h"
+
+namespace mmfree {
+namespace {
+
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+
+// Waits for SIGTERM and SIGINT in a thread of its own. Made before any other thread, so that all of
+// them leave these signals to it. Lives until the process ends.
+class SignalWaiter {
+ public:
+  SignalWaiter() {
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGTERM);
+    sigaddset(&signals_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+    std::thread([this] { Work(); }).detach();
+  }
+
+  // From now on the first signal asks for a drain; before, it ends the process.
+  void StartServing() { serving_ = true; }
+  void Wait() { first_.WaitForNotification(); }
+
+ private:
+  void Work() {
+    const int first = WaitForSignal();
+    if (!serving_) {
+      Log(LogLevel::kInfo, absl::StrCat("signal ", first, " while starting: stopped"));
+      _exit(EXIT_SUCCESS);
+    }
+    Log(LogLevel::kInfo, absl::StrCat("signal ", first, ": draining; another one stops at once"));
+    first_.Notify();
+    const int second = WaitForSignal();
+    Log(LogLevel::kWarning, absl::StrCat("signal ", second, ": stopped at once"));
+    _exit(kExitFailure);
+  }
+
+  int WaitForSignal() {
+    int signal = 0;
+    sigwait(&signals_, &signal);
+    return signal;
+  }
+
+  sigset_t signals_;
+  std::atomic<bool> serving_{false};
+  absl::Notification first_;
+};
+
+std::string Megabytes(int64_t bytes) {
+  return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6);
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const std::shared_ptr<const Model>& model,
+                                                        const ServerFlags& flags) {
+  CpuBackendOptions options;
+  options.isa = flags.cpu_isa;
+  options.threads = flags.threads;
+  options.pin_threads = flags.pin_threads;
+  options.num_slots = flags.max_sessions;
+  options.max_step_tokens = flags.step_token_budget;
+  return CreateCpuBackend(model, options);
+}
+
+// The backend that was asked for, with the reason for the choice in `why`.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::shared_ptr<const Model>& model,
+                                                     const ServerFlags& flags, std::string* why) {
+  if (flags.backend == "cpu") {
+    *why = "--backend=cpu";
+    return MakeCpuBackend(model, flags);
+  }
+#ifdef MMFREE_HAVE_CUDA
+  const absl::Status usable = CheckCudaDevice(flags.device);
+  if (flags.backend == "cuda" || usable.ok()) {
+    *why = flags.backend == "cuda" ? "--backend=cuda" : "auto: a usable GPU";
+    CudaBackendOptions options;
+    options.device = flags.device;
+    options.num_slots = flags.max_sessions;
+    options.max_step_tokens = flags.step_token_budget;
+    return CreateCudaBackend(model, options);
+  }
+  *why = absl::StrCat("auto: ", usable.message());
+#else
+  if (flags.backend == "cuda") {
+    return absl::InvalidArgumentError(
+        "--backend=cuda: this build has no CUDA backend; configure with -DMMFREE_CUDA=ON, or use "
+        "--backend=cpu");
+  }
+  *why = "auto: built without CUDA";
+#endif
+  return MakeCpuBackend(model, flags);
+}
+
+absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelFlag& flag) {
+  absl::Time last_line = absl::Now();
+  const absl::Time start = last_line;
+  absl::StatusOr<std::shared_ptr<const Model>> model =
+      Model::Load(flag.directory, [&](int64_t done, int64_t total) {
+        if (absl::Now() - last_line < absl::Seconds(2)) return;
+        last_line = absl::Now();
+        Log(LogLevel::kInfo, absl::StrFormat("model %s: %d %% read", flag.name,
+                                             total > 0 ? 100 * done / total : 100));
+      });
+  if (model.ok()) {
+    Log(LogLevel::kInfo,
+        absl::StrFormat("model %s: %s, %.1f M parameters, %s form, loaded in %.2f s", flag.name,
+                        flag.directory, static_cast<double>((*model)->parameters()) / 1e6,
+                        (*model)->packed() ? "packed" : "published",
+                        absl::ToDoubleSeconds(absl::Now() - start)));
+  }
+  return model;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const ServerFlags& flags,
+                                                   Metrics* metrics) {
+  MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(flag));
+  MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
+                          Tokenizer::Load(flag.directory, model->config().vocab_size));
+  std::string why;
+  MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(model, flags, &why));
+  const BackendInfo& info = backend->info();
+  Log(LogLevel::kInfo,
+      absl::StrCat("model ", flag.name, ": backend ", info.name, " (", why, "), ", info.description,
+                   ", weights ", Megabytes(info.weight_bytes), ", ", info.num_slots, " slots of ",
+                   info.state_floats * static_cast<int64_t>(sizeof(float)) / 1024, " KiB state"));
+  Engine::Options options;
+  options.model_name = flag.name;
+  options.max_batch = flags.max_batch;
+  options.max_queue = flags.max_queue;
+  options.max_queue_tokens = flags.max_queue_tokens;
+  options.prefill_chunk = flags.prefill_chunk;
+  options.step_token_budget = flags.step_token_budget;
+  options.max_stream_backlog = static_cast<size_t>(flags.max_stream_backlog);
+  return Engine::Create(options, model, tokenizer, std::move(backend), metrics);
+}
+
+Server::Options ServerOptions(const ServerFlags& flags) {
+  Server::Options options;
+  options.listen = flags.listen;
+  options.max_message_bytes = flags.max_message_bytes;
+  options.tls = {flags.tls_cert, flags.tls_key, flags.tls_client_ca};
+  options.limits.max_prompt_tokens = flags.max_prompt_tokens;
+  options.limits.max_new_tokens = flags.max_new_tokens;
+  options.limits.default_max_new_tokens = flags.default_max_new_tokens;
+  options.limits.max_queue = flags.max_queue;
+  return options;
+}
+
+// Appears whole or not at all.
+absl::Status WritePortFile(const std::string& path, const std::string& content) {
+  const std::string temporary = absl::StrCat(path, ".", getpid());
+  std::ofstream file(temporary, std::ios::trunc);
+  file << content;
+  file.close();
+  std::error_code error;
+  if (file.good()) std::filesystem::rename(temporary, path, error);
+  if (!file.good() || error) {
+    std::filesystem::remove(temporary, error);
+    return absl::InternalError(absl::StrCat("--port_file: cannot write ", path));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
+  // Its existence says that the server is serving: one of an earlier run would lie.
+  if (!flags.port_file.empty()) {
+    std::error_code ignored;
+    std::filesystem::remove(flags.port_file, ignored);
+  }
+  const auto registry = std::make_shared<prometheus::Registry>();
+  const std::unique_ptr<Metrics> metrics = Metrics::Create(registry.get());
+  std::vector<std::unique_ptr<Engine>> engines;
+  ModelRegistry models;
+  for (const ModelFlag& flag : flags.models) {
+    absl::StatusOr<std::unique_ptr<Engine>> engine = MakeEngine(flag, flags, metrics.get());
+    if (!engine.ok()) {
+      return absl::Status(engine.status().code(),
+                          absl::StrCat("model ", flag.name, ": ", engine.status().message()));
+    }
+    engines.push_back(*std::move(engine));
+    MMFREE_RETURN_IF_ERROR(models.Add(engines.back().get()));
+  }
+  std::unique_ptr<MetricsExposer> exposer;
+  if (!flags.metrics_listen.empty()) {
+    MMFREE_ASSIGN_OR_RETURN(exposer, StartExposer(flags.metrics_listen, registry));
+  }
+  MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(ServerOptions(flags), &models, metrics.get()));
+  signals->StartServing();
+  std::string ports = absl::StrCat("grpc=", server->port(), "\n");
+  if (exposer != nullptr) absl::StrAppend(&ports, "metrics=", exposer->port(), "\n");
+  if (!flags.port_file.empty()) {
+    MMFREE_RETURN_IF_ERROR(WritePortFile(flags.port_file, ports));
+  }
+  Log(LogLevel::kInfo,
+      absl::StrCat("serving ", flags.tls_cert.empty() ? "gRPC" : "gRPC over TLS", " on ",
+                   flags.listen, ", port ", server->port(),
+                   exposer == nullptr ? ""
+                                      : absl::StrCat("; metrics on http://", flags.metrics_listen,
+                                                     "/metrics, port ", exposer->port())));
+  signals->Wait();
+  server->Drain(absl::Now() + flags.drain_timeout);
+  Log(LogLevel::kInfo, "drained");
+  return absl::OkStatus();
+}
+
+int Main(const std::vector<std::string>& arguments) {
+  const absl::StatusOr<ServerFlags> flags = ParseServerFlags(arguments);
+  if (!flags.ok()) {
+    std::cerr << "mmfree-server: " << flags.status().message() << "; --help says more\n";
+    return kExitUsage;
+  }
+  if (flags->help) {
+    std::cout << ServerHelp();
+    return EXIT_SUCCESS;
+  }
+  if (flags->version) {
+    std::cout << "mmfree-server " MMFREE_VERSION "\n";
+    return EXIT_SUCCESS;
+  }
+  // Leaked: its thread waits for a second signal to the end.
+  auto* const signals = new SignalWaiter;
+  Log(LogLevel::kInfo, absl::StrCat("mmfree-server " MMFREE_VERSION " on ", CpuModelName()));
+  const absl::Status status = Serve(*flags, signals);
+  if (status.ok()) return EXIT_SUCCESS;
+  Log(LogLevel::kError, status.message());
+  return kExitFailure;
+}
+
+}  // namespace
+}  // namespace mmfree
+
+int main(int argc, char** argv) {
+  return mmfree::Main(std::vector<std::string>(argv + 1, argv + argc));
+}

@@ -1,0 +1,33 @@
+// The HTTP endpoint that Prometheus scrapes.
+#ifndef MMFREE_SERVER_METRICS_EXPOSER_H_
+#define MMFREE_SERVER_METRICS_EXPOSER_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace prometheus {
+class Registry;
+}
+
+namespace mmfree {
+
+// Serves /metrics until destroyed.
+class MetricsExposer {
+ public:
+  virtual ~MetricsExposer() = default;
+  // The bound port, also when port 0 was asked for.
+  virtual int port() const = 0;
+};
+
+// Serves what `registry` holds and the process_* metrics on `address`, "HOST:PORT" with a name or
+// an address for HOST ("0.0.0.0", "[::]", "localhost") and 0 for any free port.
+// INVALID_ARGUMENT: not such an address; UNAVAILABLE: it cannot be listened on, and why (port
+// taken, no such address, no permission). The exposer shares ownership of the registry.
+absl::StatusOr<std::unique_ptr<MetricsExposer>> StartExposer(
+    absl::string_view address, std::shared_ptr<prometheus::Registry> registry);
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_METRICS_EXPOSER_H_

@@ -1,0 +1,55 @@
+// What every call does around its work: admission, accounting, and the deadline.
+#ifndef MMFREE_SERVER_RPC_CALL_H_
+#define MMFREE_SERVER_RPC_CALL_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/status.h>
+
+#include <functional>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/rpc/environment.h"
+
+namespace mmfree {
+
+// One RPC from its arrival to OnDone. Not thread-safe, except that the handler's threads follow one
+// another.
+class Call {
+ public:
+  // `method` is a literal, e.g. "Generate".
+  Call(const RpcEnvironment* env, absl::string_view method,
+       const grpc::CallbackServerContext& context);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Whether the call may go on: UNAVAILABLE when draining, DEADLINE_EXCEEDED when it came too late.
+  const absl::Status& admission() const { return admission_; }
+  absl::Time deadline() const { return deadline_; }
+  bool deadline_passed() const { return env_->clock->Now() >= deadline_; }
+  // What a call that gRPC reports as cancelled ends with: its deadline or its client did it.
+  absl::Status CancelStatus() const {
+    return deadline_passed() ? absl::DeadlineExceededError("the deadline passed")
+                             : absl::CancelledError("the client is gone");
+  }
+  const RpcEnvironment& env() const { return *env_; }
+
+  // Counts the outcome and makes it the RPC's status. Once per call.
+  grpc::Status Finish(const absl::Status& status);
+
+  // Runs `work` here when it is about `text_bytes` of text that are quick to handle, otherwise on
+  // the worker pool. RESOURCE_EXHAUSTED + RetryInfo when that is full.
+  absl::Status Run(size_t text_bytes, std::function<void()> work);
+
+ private:
+  const RpcEnvironment* const env_;
+  const absl::string_view method_;
+  const absl::Time deadline_;
+  absl::Status admission_;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_RPC_CALL_H_

@@ -1,0 +1,144 @@
+#include "server/rpc/conversion.h"
+
+#include <sys/random.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/base/internal/raw_logging.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/base/status_macros.h"
+#include "server/rpc/status.h"
+
+namespace mmfree {
+namespace {
+
+constexpr float kDefaultTemperature = 1.0f;
+constexpr absl::Duration kUnavailableRetryDelay = absl::Seconds(1);
+
+uint64_t SystemRandomBits() {
+  uint64_t bits = 0;
+  // Cannot fail once the kernel's pool is ready, and waits for that; a signal may interrupt it
+  // then.
+  while (getrandom(&bits, sizeof(bits), 0) != static_cast<ssize_t>(sizeof(bits))) {
+    ABSL_RAW_CHECK(errno == EINTR, "getrandom failed");
+  }
+  return bits;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
+                                                 absl::string_view field, int64_t max_tokens) {
+  absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(text, {});
+  if (!ids.ok()) {
+    if (absl::IsInvalidArgument(ids.status())) return InvalidField(field, ids.status().message());
+    return ids.status();
+  }
+  // A tokenizer that adds no BOS gives nothing for an empty text, and there is no "next token"
+  // after nothing.
+  if (ids->empty()) return InvalidField(field, "gives no tokens with this model's tokenizer");
+  if (static_cast<int64_t>(ids->size()) > max_tokens) {
+    return InvalidField(field, absl::StrCat("is ", ids->size(), " tokens, more than the limit of ",
+                                            max_tokens, " (--max_prompt_tokens)"));
+  }
+  return ids;
+}
+
+absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
+                                                      const Engine& engine,
+                                                      const RequestLimits& limits) {
+  GenerationRequest out;
+  out.request_id = RequestIdOr(request.request_id());
+  if (request.has_token_ids()) {
+    out.prompt.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
+  } else {
+    MMFREE_ASSIGN_OR_RETURN(out.prompt, EncodeInput(engine.tokenizer(), request.text(), "text",
+                                                    limits.max_prompt_tokens));
+  }
+  const v1::SamplingOptions& sampling = request.sampling();
+  out.sampling.temperature =
+      sampling.has_temperature() ? sampling.temperature() : kDefaultTemperature;
+  out.sampling.seed = sampling.has_seed() ? sampling.seed() : SystemRandomBits() >> 11;
+  const v1::StoppingOptions& stopping = request.stopping();
+  out.max_new_tokens =
+      stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens;
+  out.min_new_tokens = stopping.min_new_tokens();
+  if (!stopping.ignore_eos()) out.eos_token_ids = {engine.model().config().eos_token_id};
+  out.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
+  return out;
+}
+
+absl::StatusOr<ScoreRequest> ToScoreRequest(const v1::ScoreRequest& request, int index,
+                                            const Engine& engine, const RequestLimits& limits) {
+  const v1::ScoreInput& input = request.inputs(index);
+  ScoreRequest out;
+  out.request_id = RequestIdOr(request.request_id());
+  out.last_logits = request.last_logits();
+  if (input.has_token_ids()) {
+    out.tokens.assign(input.token_ids().ids().begin(), input.token_ids().ids().end());
+  } else {
+    MMFREE_ASSIGN_OR_RETURN(out.tokens, EncodeInput(engine.tokenizer(), input.text(),
+                                                    absl::StrCat("inputs[", index, "].text"),
+                                                    limits.max_prompt_tokens));
+  }
+  return out;
+}
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* out) {
+  // The range of google.protobuf.Duration; an infinite estimate becomes its end.
+  constexpr absl::Duration kMax = absl::Seconds(315'576'000'000);
+  if (duration > kMax) duration = kMax;
+  if (duration < -kMax) duration = -kMax;
+  const int64_t seconds = absl::ToInt64Seconds(duration);
+  out->set_seconds(seconds);
+  out->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration - absl::Seconds(seconds))));
+}
+
+void ToProto(const Timings& timings, v1::Timings* out) {
+  ToProto(timings.queued, out->mutable_queued());
+  ToProto(timings.prefill, out->mutable_prefill());
+  ToProto(timings.decode, out->mutable_decode());
+}
+
+void ToProto(const Usage& usage, v1::Usage* out) {
+  out->set_prompt_tokens(usage.prompt_tokens);
+  out->set_cached_tokens(usage.cached_tokens);
+  out->set_completion_tokens(usage.completion_tokens);
+}
+
+void ToProto(const GenerationResult& result, v1::GenerationFinished* out) {
+  switch (result.reason) {
+    case FinishReason::kEos:
+      out->set_finish_reason(v1::FINISH_REASON_EOS);
+      out->set_stop_token_id(result.matched_stop_token);
+      break;
+    case FinishReason::kLength:
+      out->set_finish_reason(v1::FINISH_REASON_LENGTH);
+      break;
+    case FinishReason::kStopToken:
+      out->set_finish_reason(v1::FINISH_REASON_STOP_TOKEN);
+      out->set_stop_token_id(result.matched_stop_token);
+      break;
+  }
+  ToProto(result.usage, out->mutable_usage());
+  ToProto(result.timings, out->mutable_timings());
+}
+
+std::string RequestIdOr(absl::string_view request_id) {
+  if (!request_id.empty()) return std::string(request_id);
+  return absl::StrFormat("%016x", SystemRandomBits());
+}
+
+absl::Status WithEngineRetryDelay(absl::Status status, const Engine& engine) {
+  if (absl::IsResourceExhausted(status)) {
+    return WithRetryDelay(std::move(status), engine.load().estimated_wait);
+  }
+  if (absl::IsUnavailable(status)) {
+    return WithRetryDelay(std::move(status), kUnavailableRetryDelay);
+  }
+  return status;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,54 @@
+// From validated protos to the scheduler's requests, and back.
+#ifndef MMFREE_SERVER_RPC_CONVERSION_H_
+#define MMFREE_SERVER_RPC_CONVERSION_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "google/protobuf/duration.pb.h"
+#include "mmfree/v1/inference.pb.h"
+#include "server/engine/engine.h"
+#include "server/rpc/limits.h"
+#include "server/scheduler/request.h"
+
+namespace mmfree {
+
+// Texts longer than this are tokenized on the worker pool: a gRPC thread is never held for more
+// than a fraction of a millisecond.
+inline constexpr size_t kInlineTextBytes = 4096;
+
+// Token ids of a text or a list of ids. `field` names the text in errors. INVALID_ARGUMENT when
+// there are more than `max_tokens`.
+absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
+                                                 absl::string_view field, int64_t max_tokens);
+
+// Tokenizes the input and fills in the defaults; the deadline is left to the caller. `request` has
+// passed ValidateGenerate.
+absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
+                                                      const Engine& engine,
+                                                      const RequestLimits& limits);
+
+// Tokenizes one input. `index` is its place in the request, which has passed ValidateScore.
+absl::StatusOr<ScoreRequest> ToScoreRequest(const v1::ScoreRequest& request, int index,
+                                            const Engine& engine, const RequestLimits& limits);
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* out);
+void ToProto(const Timings& timings, v1::Timings* out);
+void ToProto(const Usage& usage, v1::Usage* out);
+void ToProto(const GenerationResult& result, v1::GenerationFinished* out);
+
+// `request_id` when given, otherwise a random one.
+std::string RequestIdOr(absl::string_view request_id);
+
+// Gives an engine's RESOURCE_EXHAUSTED and UNAVAILABLE their RetryInfo.
+absl::Status WithEngineRetryDelay(absl::Status status, const Engine& engine);
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_RPC_CONVERSION_H_

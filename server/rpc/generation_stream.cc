@@ -1,0 +1,186 @@
+#include "server/rpc/generation_stream.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "server/rpc/conversion.h"
+
+namespace mmfree {
+namespace {
+
+// Whether generated text is the start of all text: the prompt has none (BOS alone).
+bool StartsText(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt) {
+  return std::all_of(prompt.begin(), prompt.end(),
+                     [&tokenizer](int32_t id) { return tokenizer.TokenBytes(id).empty(); });
+}
+
+}  // namespace
+
+GenerationStream::GenerationStream(Options options, Engine* engine,
+                                   absl::Span<const int32_t> prompt, EventWriter* writer)
+    : options_(std::move(options)),
+      engine_(engine),
+      writer_(writer),
+      prompt_tokens_(static_cast<int64_t>(prompt.size())),
+      decoder_(&engine->tokenizer(), StartsText(engine->tokenizer(), prompt)) {}
+
+void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
+                             GenerationRequest request) {
+  absl::StatusOr<RequestHandle> handle = self->engine_->Submit(std::move(request), self);
+  if (!handle.ok()) {
+    // The engine will never call; nothing was written. The client may be gone, which changes
+    // nothing.
+    {
+      absl::MutexLock lock(&self->mu_);
+      self->busy_ = true;
+    }
+    self->writer_->Finish(WithEngineRetryDelay(handle.status(), *self->engine_));
+    return;
+  }
+  bool cancel;
+  {
+    absl::MutexLock lock(&self->mu_);
+    self->admitted_ = true;
+    self->handle_ = *handle;
+    cancel = self->cancel_engine_;
+  }
+  if (cancel) self->engine_->Cancel(*handle);
+  self->Pump();
+}
+
+void GenerationStream::OnTokens(absl::Span<const SampledToken> tokens) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (client_gone_) return;
+    pending_.insert(pending_.end(), tokens.begin(), tokens.end());
+    backlog_.fetch_add(tokens.size(), std::memory_order_relaxed);
+  }
+  Pump();
+}
+
+void GenerationStream::OnFinished(const absl::StatusOr<GenerationResult>& result) {
+  {
+    absl::MutexLock lock(&mu_);
+    result_ = result;
+  }
+  Pump();
+}
+
+void GenerationStream::OnWriteDone(bool ok) {
+  // A failed write is followed by OnCancel, which knows whether the deadline passed and tells the
+  // engine.
+  Release(!ok);
+  Pump();
+}
+
+void GenerationStream::OnCancel(bool deadline_passed) {
+  std::optional<RequestHandle> cancel;
+  {
+    absl::MutexLock lock(&mu_);
+    client_gone_ = true;
+    if (!deadline_passed) {
+      cancel_engine_ = true;
+      if (admitted_ && !result_.has_value()) cancel = handle_;
+    }
+  }
+  if (cancel.has_value()) engine_->Cancel(*cancel);
+  Pump();
+}
+
+void GenerationStream::Release(bool client_gone) {
+  absl::MutexLock lock(&mu_);
+  client_gone_ |= client_gone;
+  backlog_.fetch_sub(in_flight_.size(), std::memory_order_relaxed);
+  in_flight_.clear();
+  busy_ = false;
+}
+
+void GenerationStream::Pump() {
+  for (;;) {
+    bool client_gone;
+    std::optional<absl::StatusOr<GenerationResult>> result;
+    {
+      absl::MutexLock lock(&mu_);
+      if (busy_ || !admitted_) return;
+      client_gone = client_gone_;
+      if (client_gone) {
+        backlog_.fetch_sub(pending_.size(), std::memory_order_relaxed);
+        pending_.clear();
+      }
+      if (client_gone || (started_sent_ && pending_.empty())) {
+        if (!result_.has_value()) return;
+        result = result_;
+      } else if (started_sent_) {
+        in_flight_.swap(pending_);
+      }
+      busy_ = true;
+    }
+    if (result.has_value()) {
+      End(*result, client_gone);
+      return;
+    }
+    if (!started_sent_) {
+      started_sent_ = true;
+      MakeStarted();
+      writer_->Write(event_);
+      return;
+    }
+    if (MakeDelta()) {
+      writer_->Write(event_);
+      return;
+    }
+    Release(false);
+  }
+}
+
+void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool client_gone) {
+  if (!result.ok()) {
+    writer_->Finish(WithEngineRetryDelay(result.status(), *engine_));
+    return;
+  }
+  if (client_gone) {
+    writer_->Finish(absl::CancelledError("the client is gone"));
+    return;
+  }
+  // Text of an unfinished character goes out as U+FFFD before `finished`; the decoder is empty
+  // then.
+  if (std::string tail = decoder_.Finish(); !tail.empty()) {
+    event_.Clear();
+    event_.mutable_delta()->set_text(std::move(tail));
+    writer_->Write(event_);
+    return;
+  }
+  event_.Clear();
+  v1::GenerationFinished* finished = event_.mutable_finished();
+  ToProto(*result, finished);
+  if (options_.logprobs) finished->set_cumulative_logprob(cumulative_logprob_);
+  writer_->WriteLast(event_);
+}
+
+void GenerationStream::MakeStarted() {
+  event_.Clear();
+  v1::GenerationStarted* started = event_.mutable_started();
+  started->set_request_id(options_.request_id);
+  started->set_model(engine_->model_name());
+  started->set_prompt_tokens(prompt_tokens_);
+  started->set_seed(options_.seed);
+}
+
+bool GenerationStream::MakeDelta() {
+  event_.Clear();
+  v1::GenerationDelta* delta = event_.mutable_delta();
+  for (const SampledToken& token : in_flight_) {
+    delta->mutable_text()->append(decoder_.Append(token.token));
+    if (options_.return_token_ids) delta->add_token_ids(token.token);
+    if (options_.logprobs) {
+      v1::TokenLogprob* logprob = delta->add_logprobs();
+      logprob->set_token_id(token.token);
+      logprob->set_logprob(token.logprob);
+      cumulative_logprob_ += token.logprob;
+    }
+  }
+  return !delta->text().empty() || options_.return_token_ids || options_.logprobs;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,39 @@
+#include "server/rpc/health.h"
+
+namespace mmfree {
+namespace {
+
+constexpr const char* kServices[] = {"", "mmfree.v1.InferenceService", "mmfree.v1.ModelService"};
+
+}  // namespace
+
+HealthReporter::HealthReporter(grpc::HealthCheckServiceInterface* service,
+                               const ModelRegistry* models, absl::Duration period)
+    : service_(service), models_(models) {
+  Report();
+  thread_ = std::thread([this, period] {
+    while (!stop_.WaitForNotificationWithTimeout(period)) Report();
+  });
+}
+
+HealthReporter::~HealthReporter() {
+  if (!stop_.HasBeenNotified()) stop_.Notify();
+  thread_.join();
+}
+
+void HealthReporter::Shutdown() {
+  if (!stop_.HasBeenNotified()) stop_.Notify();
+  service_->Shutdown();
+}
+
+void HealthReporter::Report() {
+  bool all_healthy = true;
+  for (const Engine* engine : models_->engines()) {
+    const bool healthy = engine->healthy();
+    all_healthy &= healthy;
+    service_->SetServingStatus(engine->model_name(), healthy);
+  }
+  for (const char* name : kServices) service_->SetServingStatus(name, all_healthy);
+}
+
+}  // namespace mmfree

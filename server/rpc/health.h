@@ -1,0 +1,39 @@
+// Keeps grpc.health.v1 in step with the engines.
+#ifndef MMFREE_SERVER_RPC_HEALTH_H_
+#define MMFREE_SERVER_RPC_HEALTH_H_
+
+#include <grpcpp/health_check_service_interface.h>
+
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "server/rpc/model_registry.h"
+
+namespace mmfree {
+
+// Reported names: each model; "" and the names of the services, which serve while every model is
+// healthy. Others are unknown: Check says NOT_FOUND and Watch SERVICE_UNKNOWN. The first report is
+// made by the constructor. Not thread-safe.
+class HealthReporter {
+ public:
+  // Both outlive the reporter. Looks at the engines every `period`.
+  HealthReporter(grpc::HealthCheckServiceInterface* service, const ModelRegistry* models,
+                 absl::Duration period = absl::Milliseconds(500));
+  ~HealthReporter();
+
+  // Reports NOT_SERVING for everything, for good.
+  void Shutdown();
+
+ private:
+  void Report();
+
+  grpc::HealthCheckServiceInterface* const service_;
+  const ModelRegistry* const models_;
+  absl::Notification stop_;
+  std::thread thread_;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_RPC_HEALTH_H_

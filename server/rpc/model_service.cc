@@ -1,0 +1,59 @@
+#include "mmfree/v1/model.grpc.pb.h"
+#include "server/rpc/handlers.h"
+#include "server/rpc/services.h"
+#include "server/rpc/unary_call.h"
+#include "server/rpc/unimplemented.h"
+
+namespace mmfree {
+namespace {
+
+class ModelService final : public v1::ModelService::CallbackService {
+ public:
+  explicit ModelService(const RpcEnvironment* env) : env_(env) {}
+
+  // A draining server still says what it is and how busy: load balancers ask.
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override {
+    return RunUnary(
+        env_, "ListModels", context, DuringDrain::kAnswer, 0,
+        [this, request, response] { return HandleListModels(*env_, *request, response); });
+  }
+
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override {
+    return RunUnary(env_, "GetModel", context, DuringDrain::kAnswer, 0, [this, request, response] {
+      return HandleGetModel(*env_, *request, response);
+    });
+  }
+
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context,
+                                    const v1::GetLoadRequest* request,
+                                    v1::GetLoadResponse* response) override {
+    return RunUnary(env_, "GetLoad", context, DuringDrain::kAnswer, 0,
+                    [this, request, response] { return HandleGetLoad(*env_, *request, response); });
+  }
+
+  grpc::ServerWriteReactor<v1::LoadModelResponse>* LoadModel(grpc::CallbackServerContext* context,
+                                                             const v1::LoadModelRequest*) override {
+    return UnimplementedStream<v1::LoadModelResponse>(env_, "LoadModel", context);
+  }
+
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context,
+                                        const v1::UnloadModelRequest*,
+                                        v1::UnloadModelResponse*) override {
+    return Unimplemented(env_, "UnloadModel", context);
+  }
+
+ private:
+  const RpcEnvironment* const env_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeModelService(const RpcEnvironment* env) {
+  return std::make_unique<ModelService>(env);
+}
+
+}  // namespace mmfree

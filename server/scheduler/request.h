@@ -1,0 +1,100 @@
+// What a caller asks of the scheduler and what comes back. Token ids only: text is the RPC layer's.
+#ifndef MMFREE_SERVER_SCHEDULER_REQUEST_H_
+#define MMFREE_SERVER_SCHEDULER_REQUEST_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/backends/backend.h"
+
+namespace mmfree {
+
+// Names a request inside one engine; never reused, never 0.
+using RequestHandle = uint64_t;
+
+enum class FinishReason : uint8_t {
+  kEos,        // the model sampled its end-of-sequence token (not emitted)
+  kLength,     // max_new_tokens were emitted
+  kStopToken,  // a token of stop_token_ids was sampled (not emitted)
+};
+
+// Already validated by the caller (rpc/validation): the scheduler only checks what would harm
+// others (token ids in range, at most kMaxBannedTokens ids that end it).
+struct GenerationRequest {
+  std::string request_id;
+  std::vector<int32_t> prompt;  // at least one token
+  SamplingParams sampling;      // `banned` is the scheduler's to set
+  int64_t max_new_tokens = 0;   // 0: only feed the prompt; finishes with kLength
+  int64_t min_new_tokens = 0;   // EOS and stop tokens are not sampled before this many were emitted
+  std::vector<int32_t> eos_token_ids;  // empty: ignore_eos
+  std::vector<int32_t> stop_token_ids;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct ScoreRequest {
+  std::string request_id;
+  std::vector<int32_t> tokens;  // at least one token
+  bool last_logits = false;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;      // of the prompt, not computed again
+  int64_t completion_tokens = 0;  // emitted
+};
+
+struct Timings {
+  absl::Duration queued;   // from submission to the first step that had the request
+  absl::Duration prefill;  // from there to the first sampled token
+  absl::Duration decode;   // from there to the last
+};
+
+struct GenerationResult {
+  FinishReason reason = FinishReason::kLength;
+  int32_t matched_stop_token = -1;  // kStopToken, kEos
+  Usage usage;
+  Timings timings;
+};
+
+struct ScoreResult {
+  std::vector<float> logprobs;     // [tokens - 1]: of token i+1 given those before it
+  std::vector<int32_t> argmax;     // [tokens]: likeliest token after token i
+  std::vector<float> last_logits;  // [vocab_size] when asked for
+  Timings timings;
+};
+
+// Receives one generation. The scheduler calls it from a delivery thread, never from the step
+// thread and never concurrently for one request: OnTokens any number of times, then OnFinished
+// exactly once. Implementations must not block: they hand over and return.
+class GenerationSink {
+ public:
+  virtual ~GenerationSink() = default;
+
+  // Newly emitted tokens, in order; at least one.
+  virtual void OnTokens(absl::Span<const SampledToken> tokens) = 0;
+
+  // CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (draining) or INTERNAL (device fault) when not OK.
+  virtual void OnFinished(const absl::StatusOr<GenerationResult>& result) = 0;
+
+  // Tokens received that the client has not taken yet. Thread-safe; the step thread pauses the
+  // request's row while this is above its limit.
+  virtual size_t backlog() const = 0;
+};
+
+class ScoreSink {
+ public:
+  virtual ~ScoreSink() = default;
+  // Called once, from a delivery thread. Errors as GenerationSink::OnFinished.
+  virtual void OnScored(absl::StatusOr<ScoreResult> result) = 0;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SCHEDULER_REQUEST_H_

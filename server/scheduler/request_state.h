@@ -1,0 +1,56 @@
+// Everything the scheduler keeps of one request, grouped by the thread that may touch it.
+#ifndef MMFREE_SERVER_SCHEDULER_REQUEST_STATE_H_
+#define MMFREE_SERVER_SCHEDULER_REQUEST_STATE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/backends/backend.h"
+#include "server/scheduler/policy.h"
+#include "server/scheduler/request.h"
+
+namespace mmfree {
+
+// Made by the submitter, handed to the step thread through the inbox, and by the step thread with
+// the request's last event to the request's delivery thread, which destroys it.
+struct RequestState : SchedulerEntry {
+  // Constant once submitted. Exactly one of the sinks is set.
+  std::shared_ptr<GenerationSink> generation_sink;
+  std::shared_ptr<ScoreSink> score_sink;
+  int64_t max_new_tokens = 0;
+  int64_t min_new_tokens = 0;
+  bool last_logits = false;
+  size_t num_eos = 0;
+  std::vector<int32_t> end_tokens;  // num_eos EOS ids, then the stop ids
+  absl::Time submitted;
+
+  // The step thread's.
+  std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
+  SamplingParams sampling;
+  int32_t last_token = -1;  // sampled, to be fed next
+  int64_t emitted = 0;
+  int64_t until_backlog_check = 0;  // tokens that can be emitted before the backlog can be too long
+  absl::Time first_step;            // start of the first step that had it
+  absl::Time first_token = absl::InfinitePast();
+  absl::Time latest_token = absl::InfinitePast();
+
+  // Written by the step thread before the last event, then the delivery thread's. `generation` or
+  // `score` is the result when `status` is OK.
+  absl::Status status;
+  GenerationResult generation;
+  ScoreResult score;
+
+  // The delivery thread's, on another cache line than what the step thread writes at each token.
+  alignas(64) std::vector<SampledToken> undelivered;
+  bool ended = false;
+  // Tokens the sink has been given; the step thread reads it now and then.
+  std::atomic<int64_t> delivered{0};
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SCHEDULER_REQUEST_STATE_H_

@@ -1,0 +1,160 @@
+// The thread that steps the backend: it carries out the policy's decisions and turns sampled tokens
+// into streams and results.
+#ifndef MMFREE_SERVER_SCHEDULER_STEP_LOOP_H_
+#define MMFREE_SERVER_SCHEDULER_STEP_LOOP_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/backends/backend.h"
+#include "server/base/clock.h"
+#include "server/metrics/metrics.h"
+#include "server/scheduler/delivery.h"
+#include "server/scheduler/policy.h"
+#include "server/scheduler/request.h"
+#include "server/scheduler/request_state.h"
+#include "server/scheduler/throughput.h"
+
+namespace mmfree {
+
+// Owns its backend, the step thread and the delivery threads. The public methods are thread-safe.
+//
+// One iteration: take what was submitted and cancelled (one lock), end what is cancelled or past
+// its deadline, resume paused rows whose readers caught up, plan, step the backend, hand tokens and
+// ends over to the delivery threads (one lock each). With nothing to run the thread sleeps until
+// something is submitted; while rows are paused it looks at their backlogs every few milliseconds.
+class StepLoop {
+ public:
+  struct Options {
+    Policy::Options policy;  // num_slots is taken from the backend
+    int32_t max_queue = 1024;
+    int64_t max_queue_tokens = 4'000'000;
+    size_t max_stream_backlog = 256;  // tokens
+    int32_t delivery_threads = 1;
+    int64_t vocab_size = 0;
+    const Clock* clock = Clock::Real();
+    std::function<void()> fault_listener;  // called once, by the step thread
+  };
+
+  // `metrics` must outlive the loop.
+  StepLoop(const Options& options, std::unique_ptr<Backend> backend, ModelMetrics* metrics);
+  // Ends what is left with UNAVAILABLE and joins the threads.
+  ~StepLoop();
+  StepLoop(const StepLoop&) = delete;
+  StepLoop& operator=(const StepLoop&) = delete;
+
+  // As the methods of Engine.
+  absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                       std::shared_ptr<GenerationSink> sink);
+  absl::StatusOr<RequestHandle> Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
+  void Cancel(RequestHandle handle);
+  void Drain(absl::Time deadline);
+
+  struct Load {
+    int64_t waiting = 0;
+    int64_t waiting_tokens = 0;
+    int64_t running = 0;  // each holds one slot
+    absl::Duration estimated_wait;
+  };
+  Load load() const;
+
+  const BackendInfo& backend_info() const { return backend_->info(); }
+
+ private:
+  // Changes to the admission counts, gathered by the step thread and applied under one lock.
+  struct AdmissionChanges {
+    int64_t started = 0;
+    int64_t started_tokens = 0;
+    int64_t ended_waiting = 0;
+    int64_t ended_waiting_tokens = 0;
+    int64_t ended_running = 0;
+  };
+
+  absl::StatusOr<RequestHandle> SubmitState(std::unique_ptr<RequestState> request,
+                                            absl::Status valid);
+  absl::Status CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const;
+  absl::Status Admit(const RequestState& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetAdmissionGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // The rest is the step thread's: an iteration,
+  void Run();
+  bool TakeInbox();
+  void EnqueueSubmissions();
+  void EndCancelled(absl::Time now);
+  void EndOverdue(absl::Time now);
+  int64_t Backlog(const RequestState& request) const;
+  void ResumeDrained();
+  void ApplyChanges();
+
+  // a step,
+  void Step(absl::Time start);
+  absl::Status TryStep(absl::Time start);
+  absl::Status CheckOutput() const;
+  void HandleOutput(absl::Time now);
+  void HandleScores(RequestState* request, absl::Span<const TokenScore> scores, int64_t first);
+  void Emit(RequestState* request, SampledToken token, absl::Time now);
+  void ReportInterToken();
+  void HandleFault(const absl::Status& fault, absl::Time now);
+
+  // and the ends of requests.
+  void FinishGeneration(RequestState* request, FinishReason reason, int32_t matched,
+                        absl::Time now);
+  void FinishScore(RequestState* request, absl::Time now);
+  void Fail(RequestState* request, const absl::Status& status, absl::Time now);
+  void FailPlanned(const absl::Status& status, absl::Time now);
+  void FailAll(const absl::Status& status, absl::Time now);
+  void End(RequestState* request, absl::string_view outcome, absl::Time now);
+
+  const Options options_;
+  const std::unique_ptr<Backend> backend_;
+  ModelMetrics* const metrics_;
+
+  // The inbox.
+  mutable absl::Mutex mutex_;
+  std::vector<std::unique_ptr<RequestState>> submissions_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RequestHandle> cancellations_ ABSL_GUARDED_BY(mutex_);
+  AdmissionControl admission_ ABSL_GUARDED_BY(mutex_);
+  RequestHandle next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Time drain_deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool faulted_ ABSL_GUARDED_BY(mutex_) = false;
+  Throughput throughput_ ABSL_GUARDED_BY(mutex_);  // the step thread's last word, for load()
+
+  // The step thread's.
+  Policy policy_;
+  Policy::Plan plan_;
+  absl::flat_hash_map<RequestHandle, std::unique_ptr<RequestState>> requests_;
+  std::vector<std::unique_ptr<RequestState>> new_submissions_;
+  std::vector<RequestHandle> new_cancellations_;
+  std::vector<SchedulerEntry*> expired_;
+  absl::Time end_all_at_ = absl::InfiniteFuture();  // drain_deadline_ as last taken
+  bool broken_ = false;                             // the backend is; everything ends
+  AdmissionChanges changes_;
+  Throughput current_throughput_;
+  size_t paused_gauge_ = 0;
+  size_t paused_cursor_ = 0;
+  std::vector<StepRow> rows_;
+  StepOutput output_;
+  int64_t emitted_ = 0;             // in this step
+  absl::Duration inter_token_gap_;  // of inter_token_count_ tokens of this step, not yet reported
+  int64_t inter_token_count_ = 0;
+
+  Delivery delivery_;
+  std::thread thread_;  // last: it uses everything above
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SCHEDULER_STEP_LOOP_H_

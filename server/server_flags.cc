@@ -1,0 +1,201 @@
+#include "server/server_flags.h"
+
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "absl/algorithm/container.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "server/base/flag_set.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree {
+namespace {
+
+constexpr char kIntro[] =
+    R"(mmfree-server: serves MatMul-free language models over gRPC.
+
+  mmfree-server --model=[NAME=]DIR [flags]
+
+Examples:
+  mmfree-server --model=deploy/models/tales
+      the demo model on 0.0.0.0:50051, metrics on http://HOST:9090/metrics
+  mmfree-server --model=big=/models/2.7b --model=small=/models/370m --listen=127.0.0.1:0 \
+      --port_file=ports
+      two models; picks free ports and writes them to the file `ports` once serving
+  mmfree-server --model=/models/2.7b --tls_cert=server.pem --tls_key=server.key
+      with TLS
+
+SIGTERM and SIGINT drain: health becomes NOT_SERVING, new requests get UNAVAILABLE, running ones
+finish. A second signal stops at once.
+Exit status: 0 stopped as asked; 1 failed; 2 wrong command line.
+
+)";
+
+// Flags of the design that this version does not have: refused, so that nobody relies on them.
+struct LaterFlags {
+  static constexpr std::array<const char*, 5> kNames = {
+      "prefix_cache_mb", "session_store", "session_key_file", "auth_tokens_file", "model_root"};
+  std::array<std::string, kNames.size()> values;
+};
+
+constexpr int32_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+void AddFlags(ServerFlags* flags, std::vector<std::string>* models, FlagSet* set) {
+  set->AddHeading("Models and addresses:");
+  set->Add("model", models, "[NAME=]DIR",
+           "model directory, published or packed; repeat for more.\n"
+           "NAME defaults to the directory's name");
+  set->Add("listen", &flags->listen, "HOST:PORT",
+           "gRPC address (default 0.0.0.0:50051); port 0 picks a free one");
+  set->Add("metrics_listen", &flags->metrics_listen, "HOST:PORT",
+           "Prometheus address (default 0.0.0.0:9090); empty: none");
+  set->Add("port_file", &flags->port_file, "FILE",
+           "receives the lines grpc=PORT and metrics=PORT once serving");
+  set->Add("tls_cert", &flags->tls_cert, "FILE", "PEM certificate chain: serve TLS");
+  set->Add("tls_key", &flags->tls_key, "FILE", "PEM private key of the certificate");
+  set->Add("tls_client_ca", &flags->tls_client_ca, "FILE",
+           "PEM certificates; clients must show one signed by them");
+
+  set->AddHeading("Backend:");
+  set->Add("backend", &flags->backend, "NAME",
+           "auto (CUDA when there is a usable GPU), cpu or cuda");
+  set->Add("cpu_isa", &flags->cpu_isa, "NAME",
+           "auto (the best there is), scalar, avx2 or avx512; same results");
+  set->AddInteger("threads", &flags->threads, 0, 4096, "N",
+                  "CPU threads of a step (default 0: one a physical core)");
+  set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
+  set->AddInteger("device", &flags->device, 0, 1023, "N", "GPU to use (default 0)");
+
+  set->AddHeading("Scheduling:");
+  set->AddInteger("max_sessions", &flags->max_sessions, 1, 1 << 20, "N",
+                  "state slots: requests that run at once (default 256)");
+  set->AddInteger("max_batch", &flags->max_batch, 0, 1 << 20, "N",
+                  "rows of one step (default 0: all slots)");
+  set->AddInteger("max_queue", &flags->max_queue, 0, 1 << 24, "N",
+                  "requests that wait for a slot (default 1024); more get\nRESOURCE_EXHAUSTED");
+  set->AddInteger<int64_t>("max_queue_tokens", &flags->max_queue_tokens, 1, int64_t{1} << 40, "N",
+                           "prompt tokens that wait (default 4000000)");
+  set->AddInteger("prefill_chunk", &flags->prefill_chunk, 1, 1 << 20, "N",
+                  "prompt tokens of one request in one step (default 256)");
+  set->AddInteger("step_token_budget", &flags->step_token_budget, 1, 1 << 20, "N",
+                  "tokens of one step over all rows (default 1024)");
+  set->AddInteger("max_stream_backlog", &flags->max_stream_backlog, 1, 1 << 20, "N",
+                  "tokens a client may lag behind before its row waits\n(default 256)");
+
+  set->AddHeading("Limits:");
+  set->AddInteger<int64_t>("max_prompt_tokens", &flags->max_prompt_tokens, 1, kMaxInt32, "N",
+                           "tokens of one input (default 1000000)");
+  set->AddInteger<int64_t>("max_new_tokens", &flags->max_new_tokens, 0,
+                           std::numeric_limits<uint32_t>::max(), "N",
+                           "largest max_new_tokens (default 65536)");
+  set->AddInteger<int64_t>("default_max_new_tokens", &flags->default_max_new_tokens, 0,
+                           std::numeric_limits<uint32_t>::max(), "N",
+                           "max_new_tokens of requests that do not say (default 256)");
+  set->AddInteger<int64_t>("max_message_bytes", &flags->max_message_bytes, 1, kMaxInt32, "N",
+                           "bytes of one request (default 33554432)");
+  set->Add("drain_timeout", &flags->drain_timeout, "TIME",
+           "what running requests get to finish after SIGTERM (default 30s)");
+
+  set->AddHeading("Other:");
+  set->Add("version", &flags->version, "", "print the version and exit");
+}
+
+absl::StatusOr<ModelFlag> ParseModel(absl::string_view value) {
+  ModelFlag model;
+  const size_t equals = value.find('=');
+  if (equals != absl::string_view::npos) {
+    model.name = std::string(value.substr(0, equals));
+    model.directory = std::string(value.substr(equals + 1));
+  } else {
+    model.directory = std::string(value);
+    absl::string_view path = value;
+    while (path.size() > 1 && absl::ConsumeSuffix(&path, "/")) {
+    }
+    const size_t slash = path.rfind('/');
+    model.name = std::string(slash == absl::string_view::npos ? path : path.substr(slash + 1));
+  }
+  if (model.name.empty() || model.directory.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--model=", value,
+                     ": expected DIR or NAME=DIR, such as --model=tales=deploy/models/tales"));
+  }
+  return model;
+}
+
+absl::Status CheckOneOf(absl::string_view flag, absl::string_view value,
+                        const std::vector<absl::string_view>& choices) {
+  if (absl::c_linear_search(choices, value)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "=", value, ": expected one of ", absl::StrJoin(choices, ", ")));
+}
+
+absl::Status CheckTogether(const ServerFlags& flags) {
+  MMFREE_RETURN_IF_ERROR(CheckOneOf("backend", flags.backend, {"auto", "cpu", "cuda"}));
+  MMFREE_RETURN_IF_ERROR(
+      CheckOneOf("cpu_isa", flags.cpu_isa, {"auto", "scalar", "avx2", "avx512"}));
+  if (flags.tls_cert.empty() != flags.tls_key.empty()) {
+    return absl::InvalidArgumentError("TLS needs both --tls_cert and --tls_key");
+  }
+  if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
+    return absl::InvalidArgumentError("--tls_client_ca needs --tls_cert and --tls_key");
+  }
+  if (flags.default_max_new_tokens > flags.max_new_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--default_max_new_tokens=", flags.default_max_new_tokens,
+                     " is more than --max_new_tokens=", flags.max_new_tokens, "; lower it"));
+  }
+  if (flags.drain_timeout < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--drain_timeout must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ServerFlags> ParseServerFlags(const std::vector<std::string>& arguments) {
+  ServerFlags flags;
+  std::vector<std::string> models;
+  LaterFlags later;
+  FlagSet set;
+  AddFlags(&flags, &models, &set);
+  for (size_t i = 0; i < later.values.size(); ++i) {
+    set.Add(LaterFlags::kNames[i], &later.values[i], "VALUE", "");
+  }
+  MMFREE_ASSIGN_OR_RETURN(const std::vector<std::string> rest, set.Parse(arguments));
+  flags.help = set.help_requested();
+  if (flags.help || flags.version) return flags;
+  if (!rest.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument \"", rest.front(),
+                                                   "\"; a model is given with --model=DIR"));
+  }
+  for (size_t i = 0; i < later.values.size(); ++i) {
+    if (later.values[i].empty()) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("--", LaterFlags::kNames[i], " is not implemented by this version"));
+  }
+  if (models.empty()) {
+    return absl::InvalidArgumentError(
+        "no model: give at least one, such as --model=deploy/models/tales");
+  }
+  for (const std::string& value : models) {
+    MMFREE_ASSIGN_OR_RETURN(ModelFlag model, ParseModel(value));
+    flags.models.push_back(std::move(model));
+  }
+  MMFREE_RETURN_IF_ERROR(CheckTogether(flags));
+  return flags;
+}
+
+std::string ServerHelp() {
+  ServerFlags flags;
+  std::vector<std::string> models;
+  FlagSet set;
+  AddFlags(&flags, &models, &set);
+  return absl::StrCat(kIntro, set.Help());
+}
+
+}  // namespace mmfree

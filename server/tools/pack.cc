@@ -1,0 +1,221 @@
+#include "server/tools/pack.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "server/base/status_macros.h"
+#include "server/model/checkpoint.h"
+#include "server/model/loader.h"
+#include "server/model/packed.h"
+#include "server/model/region.h"
+#include "server/model/safetensors.h"
+
+namespace mmfree {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTokenizerFile = "tokenizer.model";
+// Copied as they are. Those that the input lacks are removed from the output, so that the output is
+// a function of the input.
+constexpr const char* kOptionalFiles[] = {"tokenizer_config.json", "special_tokens_map.json",
+                                          "added_tokens.json", "generation_config.json"};
+
+absl::Status CannotWrite(absl::string_view path, int error) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("cannot write ", path, ": ", std::strerror(error)));
+}
+
+std::string Join(const std::string& directory, absl::string_view name) {
+  return absl::StrCat(directory, "/", name);
+}
+
+absl::Status WriteAll(int fd, absl::string_view path, absl::Span<const uint8_t> bytes) {
+  constexpr size_t kLargestWrite = size_t{1} << 30;
+  while (!bytes.empty()) {
+    const ssize_t written = write(fd, bytes.data(), std::min(bytes.size(), kLargestWrite));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      return CannotWrite(path, errno);
+    }
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
+}
+
+// Puts `parts`, one after the other, under `path` in one step: readers see the old file or the new.
+absl::Status ReplaceFile(const std::string& path,
+                         absl::Span<const absl::Span<const uint8_t>> parts) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return CannotWrite(temporary, errno);
+  absl::Cleanup discard = [&temporary, fd] {
+    close(fd);
+    unlink(temporary.c_str());
+  };
+  for (const absl::Span<const uint8_t> part : parts) {
+    MMFREE_RETURN_IF_ERROR(WriteAll(fd, temporary, part));
+  }
+  if (fsync(fd) != 0) return CannotWrite(temporary, errno);
+  if (rename(temporary.c_str(), path.c_str()) != 0) return CannotWrite(path, errno);
+  std::move(discard).Cancel();
+  if (close(fd) != 0) return CannotWrite(path, errno);
+  return absl::OkStatus();
+}
+
+bool HoldsPackedModel(const std::string& directory) {
+  const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(Join(directory, kWeightsFile));
+  return file.ok() && IsPacked(*file);
+}
+
+// Whether `output` may be written to; changes nothing.
+absl::Status CheckOutput(const PackOptions& options) {
+  std::error_code error;
+  const fs::file_status status = fs::status(options.output, error);
+  if (status.type() == fs::file_type::not_found) {
+    const fs::path parent = fs::absolute(options.output, error).lexically_normal().parent_path();
+    if (fs::is_directory(parent, error)) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.output, ": its parent directory does not exist"));
+  }
+  if (status.type() != fs::file_type::directory) {
+    return absl::FailedPreconditionError(absl::StrCat(options.output, ": not a directory"));
+  }
+  if (fs::equivalent(options.input, options.output, error)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.output, ": the output is the input directory"));
+  }
+  if (options.force || fs::is_empty(options.output, error) || HoldsPackedModel(options.output)) {
+    return absl::OkStatus();
+  }
+  return absl::AlreadyExistsError(absl::StrCat(
+      options.output, ": holds something that is not a packed model; --force writes there anyway"));
+}
+
+// Read before anything is written, so that an incomplete input leaves the output alone.
+struct SideFile {
+  std::string name;
+  Region content;
+};
+
+absl::StatusOr<std::vector<SideFile>> ReadSideFiles(const std::string& input) {
+  std::vector<SideFile> files;
+  MMFREE_ASSIGN_OR_RETURN(Region tokenizer, Region::MapFile(Join(input, kTokenizerFile)));
+  files.push_back({kTokenizerFile, std::move(tokenizer)});
+  for (const char* const name : kOptionalFiles) {
+    absl::StatusOr<Region> content = Region::MapFile(Join(input, name));
+    if (absl::IsNotFound(content.status())) continue;
+    MMFREE_RETURN_IF_ERROR(content.status());
+    files.push_back({name, *std::move(content)});
+  }
+  MMFREE_ASSIGN_OR_RETURN(Region config, Region::MapFile(Join(input, kConfigFile)));
+  files.push_back({kConfigFile, std::move(config)});
+  return files;
+}
+
+absl::Status RemoveStaleFiles(const std::string& output, absl::Span<const SideFile> files) {
+  for (const char* const name : kOptionalFiles) {
+    const bool wanted = std::any_of(files.begin(), files.end(),
+                                    [name](const SideFile& file) { return file.name == name; });
+    if (wanted) continue;
+    const std::string path = Join(output, name);
+    if (unlink(path.c_str()) != 0 && errno != ENOENT) return CannotWrite(path, errno);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteWeights(const StoredModel& model, const std::string& path,
+                          int64_t* written_bytes) {
+  const std::string header = PackedHeader(model);
+  std::vector<absl::Span<const uint8_t>> parts = {
+      absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size())};
+  const std::vector<PackedTensor>& tensors = model.layout().tensors;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    parts.emplace_back(model.data(t), static_cast<size_t>(tensors[t].bytes));
+  }
+  for (const absl::Span<const uint8_t> part : parts) *written_bytes += part.size();
+  return ReplaceFile(path, parts);
+}
+
+// Makes the renames durable.
+absl::Status SyncDirectory(const std::string& directory) {
+  const int fd = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return CannotWrite(directory, errno);
+  const absl::Cleanup close_fd = [fd] { close(fd); };
+  // Some file systems cannot sync a directory and say EINVAL; there is nothing more to do there.
+  if (fsync(fd) != 0 && errno != EINVAL) return CannotWrite(directory, errno);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const StoredModel>> Load(const std::string& directory, int threads,
+                                                        const ProgressFn& progress,
+                                                        int64_t* input_bytes) {
+  LoadOptions options;
+  options.verify = true;
+  options.threads = threads;
+  options.progress = [&](int64_t done, int64_t total) {
+    *input_bytes = total;
+    if (progress) progress(done, total);
+  };
+  return LoadStoredModel(directory, options);
+}
+
+}  // namespace
+
+absl::StatusOr<PackReport> Pack(const PackOptions& options) {
+  MMFREE_RETURN_IF_ERROR(CheckOutput(options));
+  PackReport report;
+  MMFREE_ASSIGN_OR_RETURN(
+      const std::shared_ptr<const StoredModel> model,
+      Load(options.input, options.threads, options.progress, &report.input_bytes));
+  MMFREE_ASSIGN_OR_RETURN(const std::vector<SideFile> side_files, ReadSideFiles(options.input));
+
+  if (mkdir(options.output.c_str(), 0755) != 0 && errno != EEXIST) {
+    return CannotWrite(options.output, errno);
+  }
+  MMFREE_RETURN_IF_ERROR(RemoveStaleFiles(options.output, side_files));
+  for (const SideFile& file : side_files) {
+    MMFREE_RETURN_IF_ERROR(ReplaceFile(Join(options.output, file.name), {file.content.bytes()}));
+    report.output_bytes += file.content.size();
+    report.files.push_back(file.name);
+  }
+  // Last: without it the directory is no model, and with an older one the digest does not fit.
+  MMFREE_RETURN_IF_ERROR(
+      WriteWeights(*model, Join(options.output, kWeightsFile), &report.output_bytes));
+  report.files.emplace_back(kWeightsFile);
+  MMFREE_RETURN_IF_ERROR(SyncDirectory(options.output));
+  report.digest = model->digest();
+  report.parameters = model->parameters();
+  return report;
+}
+
+absl::StatusOr<PackReport> VerifyPacked(const std::string& directory, int threads,
+                                        const ProgressFn& progress) {
+  // Before loading, which would quantise a published checkpoint first.
+  const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(directory);
+  if (checkpoint.ok() &&
+      (checkpoint->single_file() == nullptr || !IsPacked(*checkpoint->single_file()))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory, ": a published checkpoint; only a packed model can be verified"));
+  }
+  PackReport report;
+  MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const StoredModel> model,
+                          Load(directory, threads, progress, &report.input_bytes));
+  report.digest = model->digest();
+  report.parameters = model->parameters();
+  return report;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,32 @@
+// Models and backends for the benchmarks.
+#ifndef MMFREE_TESTS_BENCH_BENCH_BACKEND_H_
+#define MMFREE_TESTS_BENCH_BENCH_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "server/backends/backend.h"
+#include "server/model/model.h"
+#include "tests/bench/bench_options.h"
+
+namespace mmfree {
+
+// Random weights of options.shape, made in memory; says so on stderr.
+absl::StatusOr<std::shared_ptr<const Model>> MakeBenchModel(const BenchOptions& options);
+
+// options.backend over `model`; INVALID_ARGUMENT for a backend that is not built in.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBenchBackend(const BenchOptions& options,
+                                                          std::shared_ptr<const Model> model,
+                                                          int32_t num_slots,
+                                                          int32_t max_step_tokens);
+
+// options.threads, or what 0 stands for.
+int32_t BenchThreads(const BenchOptions& options);
+
+// Bytes of weights that one step reads at least: every ternary matrix and norm once.
+int64_t WeightBytesPerStep(const Model& model);
+
+}  // namespace mmfree
+
+#endif  // MMFREE_TESTS_BENCH_BENCH_BACKEND_H_

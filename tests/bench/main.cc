@@ -1,0 +1,103 @@
+// mmfree-bench: how fast a backend is, against what the machine allows.
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "tests/bench/bench_options.h"
+#include "tests/bench/kernel_bench.h"
+#include "tests/bench/load_bench.h"
+#include "tests/bench/step_bench.h"
+
+ABSL_FLAG(std::string, backend, "cpu", "backend to measure: cpu");
+ABSL_FLAG(std::string, shape, "370m", "model shape: tales, 370m, 1.3b, 2.7b or 13b");
+ABSL_FLAG(std::string, cpu_isa, "auto", "cpu: auto, scalar, avx2, avx512 or amx");
+ABSL_FLAG(std::string, model, "", "load_model: the model directory");
+ABSL_FLAG(int32_t, threads, 0, "threads; 0: one for each physical core");
+ABSL_FLAG(int32_t, batch, 1, "sequences in a step");
+ABSL_FLAG(int32_t, tokens, 0, "prefill: tokens of each sequence; 0: 128");
+ABSL_FLAG(double, seconds, 5, "how long to measure");
+ABSL_FLAG(bool, pin_threads, false, "bind each thread but the first to a core");
+ABSL_FLAG(bool, json, false, "print one JSON object");
+
+namespace {
+
+constexpr char kHelp[] = R"(mmfree-bench: measures a backend on seeded random ternary weights.
+
+  mmfree-bench decode     [--shape=370m] [--batch=1]    one token a step for each sequence
+  mmfree-bench prefill    [--shape=370m] [--tokens=128] a prompt a step
+  mmfree-bench kernels    [--shape=370m] [--batch=1]    each operation of a step by itself
+  mmfree-bench load_model --model=DIR                   loading a model directory
+
+  --backend=cpu           backend to measure
+  --shape=NAME            tales, 370m, 1.3b, 2.7b or 13b
+  --cpu_isa=auto          auto, scalar, avx2, avx512 or amx
+  --threads=0             0: one for each physical core
+  --pin_threads           bind each thread but the first to a core
+  --batch=1               sequences in a step
+  --tokens=128            prefill: tokens of each sequence
+  --seconds=5             how long to measure
+  --json                  print one JSON object
+
+decode, prefill and kernels also measure the bandwidth of plain reads in the same run, with the same
+threads, over a buffer as large as the weights (and several times the last-level cache). Times are
+those of the fastest step, bandwidths those of the fastest pass: other work on the machine slows
+single steps. decode's bandwidth_share says how much of the plain reads' bandwidth the weights were
+read with; with several tokens a step, arithmetic and not memory is the limit.
+)";
+
+absl::Status Run(const std::vector<char*>& arguments) {
+  if (arguments.size() != 2) {
+    return absl::InvalidArgumentError("expected one of decode, prefill, kernels and load_model");
+  }
+  mmfree::BenchOptions options;
+  options.backend = absl::GetFlag(FLAGS_backend);
+  options.shape = absl::GetFlag(FLAGS_shape);
+  options.cpu_isa = absl::GetFlag(FLAGS_cpu_isa);
+  options.model = absl::GetFlag(FLAGS_model);
+  options.threads = absl::GetFlag(FLAGS_threads);
+  options.batch = absl::GetFlag(FLAGS_batch);
+  options.tokens = absl::GetFlag(FLAGS_tokens);
+  options.seconds = absl::GetFlag(FLAGS_seconds);
+  options.pin_threads = absl::GetFlag(FLAGS_pin_threads);
+  options.json = absl::GetFlag(FLAGS_json);
+  if (options.threads < 0 || options.threads > 1024) {
+    return absl::InvalidArgumentError("--threads: expected 0 to 1024");
+  }
+  if (options.batch < 1 || options.batch > 4096) {
+    return absl::InvalidArgumentError("--batch: expected 1 to 4096");
+  }
+  if (options.tokens < 0 || options.tokens > 4096) {
+    return absl::InvalidArgumentError("--tokens: expected 0 to 4096");
+  }
+  const absl::string_view benchmark = arguments[1];
+  if (benchmark == "decode") return mmfree::BenchDecode(options);
+  if (benchmark == "prefill") return mmfree::BenchPrefill(options);
+  if (benchmark == "kernels") return mmfree::BenchKernels(options);
+  if (benchmark == "load_model") return mmfree::BenchLoad(options);
+  return absl::InvalidArgumentError(absl::StrCat("unknown benchmark \"", benchmark,
+                                                 "\": expected decode, prefill, kernels or "
+                                                 "load_model"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const absl::string_view argument = argv[i];
+    if (argument == "--help" || argument == "-h") {
+      std::cout << kHelp;
+      return 0;
+    }
+  }
+  absl::SetProgramUsageMessage(kHelp);
+  const absl::Status status = Run(absl::ParseCommandLine(argc, argv));
+  if (status.ok()) return 0;
+  std::cerr << "mmfree-bench: " << status.message() << "\n";
+  return 1;
+}

@@ -1,0 +1,54 @@
+#include "tests/bench/read_bandwidth.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace mmfree {
+namespace {
+
+constexpr int64_t kCacheMultiple = 4;
+constexpr int64_t kMinBytes = int64_t{64} << 20;
+
+int64_t BufferBytes(int64_t weight_bytes) {
+  const int64_t cache = std::max<int64_t>(0, sysconf(_SC_LEVEL3_CACHE_SIZE));
+  return std::max({weight_bytes, kCacheMultiple * cache, kMinBytes});
+}
+
+// Independent sums of a cache line's words: as wide as the target's vectors are.
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+uint64_t
+Sum(const uint64_t* words, size_t count) {
+  constexpr size_t kLanes = 32;
+  uint64_t lanes[kLanes] = {};
+  for (size_t i = 0; i + kLanes <= count; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += words[i + lane];
+  }
+  uint64_t sum = 0;
+  for (uint64_t lane : lanes) sum += lane;
+  return sum;
+}
+
+}  // namespace
+
+ReadBandwidth::ReadBandwidth(int64_t weight_bytes, cpu::ThreadPool* pool)
+    : pool_(pool),
+      buffer_(static_cast<size_t>(BufferBytes(weight_bytes)) / sizeof(uint64_t), 1),
+      sums_(static_cast<size_t>(pool->size()) * 8) {}
+
+double ReadBandwidth::Measure() {
+  const auto start = std::chrono::steady_clock::now();
+  pool_->Run([this](int thread) {
+    const size_t threads = static_cast<size_t>(pool_->size());
+    const size_t begin = buffer_.size() * static_cast<size_t>(thread) / threads;
+    const size_t end = buffer_.size() * static_cast<size_t>(thread + 1) / threads;
+    sums_[static_cast<size_t>(thread) * 8] += Sum(buffer_.data() + begin, end - begin);
+  });
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(bytes()) / time.count();
+}
+
+}  // namespace mmfree

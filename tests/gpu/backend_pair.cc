@@ -1,0 +1,138 @@
+#include "tests/gpu/backend_pair.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "server/backends/cpu/cpu_backend.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree {
+namespace {
+
+// Index of the first element whose bytes differ, or the size.
+template <typename T>
+size_t FirstDifference(absl::Span<const T> a, absl::Span<const T> b) {
+  if (memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return a.size();
+  size_t i = 0;
+  while (memcmp(&a[i], &b[i], sizeof(T)) == 0) ++i;
+  return i;
+}
+
+template <typename T>
+size_t CountDifferences(absl::Span<const T> a, absl::Span<const T> b) {
+  size_t count = 0;
+  for (size_t i = 0; i < a.size(); ++i) count += memcmp(&a[i], &b[i], sizeof(T)) != 0 ? 1 : 0;
+  return count;
+}
+
+void ExpectSameFloats(absl::Span<const float> cpu, absl::Span<const float> cuda, size_t row_size,
+                      const std::string& what) {
+  ASSERT_EQ(cpu.size(), cuda.size()) << what;
+  const size_t at = FirstDifference(cpu, cuda);
+  if (at == cpu.size()) return;
+  ADD_FAILURE() << what << ": " << CountDifferences(cpu, cuda) << " of " << cpu.size()
+                << " differ, first at row " << at / row_size << " column " << at % row_size
+                << ": cpu " << cpu[at] << ", cuda " << cuda[at];
+}
+
+}  // namespace
+
+std::string TestDataDirectory() {
+  const char* const directory = std::getenv("MMFREE_TEST_DATA");
+  return directory != nullptr ? directory : MMFREE_SOURCE_DIR;
+}
+
+absl::StatusOr<BackendPair> BackendPair::Create(std::shared_ptr<const Model> model,
+                                                const Options& options) {
+  BackendPair pair;
+  pair.model_ = std::move(model);
+  CpuBackendOptions cpu;
+  cpu.isa = options.cpu_isa;
+  cpu.num_slots = options.num_slots;
+  cpu.max_step_tokens = options.max_step_tokens;
+  MMFREE_ASSIGN_OR_RETURN(pair.cpu_, CreateCpuBackend(pair.model_, cpu));
+  CudaBackendOptions cuda;
+  cuda.num_slots = options.num_slots;
+  cuda.max_step_tokens = options.max_step_tokens;
+  cuda.kernels = options.kernels;
+  cuda.use_graphs = options.use_graphs;
+  MMFREE_ASSIGN_OR_RETURN(pair.cuda_, CreateCudaBackend(pair.model_, cuda));
+  return pair;
+}
+
+StepOutput BackendPair::Step(absl::Span<const StepRow> rows, const std::string& what) {
+  StepOutput expected;
+  StepOutput actual;
+  const absl::Status cpu = cpu_->Step(rows, &expected);
+  const absl::Status cuda = cuda_->Step(rows, &actual);
+  EXPECT_TRUE(cpu.ok()) << what << ": " << cpu;
+  EXPECT_TRUE(cuda.ok()) << what << ": " << cuda;
+  if (!cpu.ok() || !cuda.ok()) return expected;
+  ExpectSameFloats(expected.logits, actual.logits, model_->config().vocab_size, what + ": logits");
+  EXPECT_EQ(expected.samples.size(), actual.samples.size()) << what;
+  EXPECT_EQ(expected.scores.size(), actual.scores.size()) << what;
+  if (testing::Test::HasFailure()) return expected;
+  const absl::Span<const SampledToken> samples = expected.samples;
+  if (const size_t at = FirstDifference(samples, absl::MakeConstSpan(actual.samples));
+      at < samples.size()) {
+    ADD_FAILURE() << what << ": sample of row " << at << ": cpu " << samples[at].token << " "
+                  << samples[at].logprob << ", cuda " << actual.samples[at].token << " "
+                  << actual.samples[at].logprob;
+  }
+  const absl::Span<const TokenScore> scores = expected.scores;
+  if (const size_t at = FirstDifference(scores, absl::MakeConstSpan(actual.scores));
+      at < scores.size()) {
+    ADD_FAILURE() << what << ": score " << at << ": cpu " << scores[at].argmax << " "
+                  << scores[at].logprob << ", cuda " << actual.scores[at].argmax << " "
+                  << actual.scores[at].logprob;
+  }
+  return expected;
+}
+
+void BackendPair::ExpectEqualState(int32_t slot, const std::string& what) {
+  const size_t size = static_cast<size_t>(model_->config().state_floats());
+  std::vector<float> expected(size);
+  std::vector<float> actual(size, -1.0f);
+  ASSERT_TRUE(cpu_->ReadSlot(slot, absl::MakeSpan(expected)).ok());
+  const absl::Status cuda = cuda_->ReadSlot(slot, absl::MakeSpan(actual));
+  ASSERT_TRUE(cuda.ok()) << what << ": " << cuda;
+  ExpectSameFloats(expected, actual, model_->config().hidden_size,
+                   what + ": state of slot " + std::to_string(slot));
+}
+
+void RowMaker::Clear() { storage_.clear(); }
+
+int32_t RowMaker::Uniform(int32_t low, int32_t high) {
+  return std::uniform_int_distribution<int32_t>(low, high)(random_);
+}
+
+StepRow RowMaker::Make(int32_t slot, int32_t count, LogitsMode logits, bool scored) {
+  storage_.push_back(std::make_unique<Storage>());
+  Storage& storage = *storage_.back();
+  const int32_t last_id = static_cast<int32_t>(config_.vocab_size) - 1;
+  for (int32_t i = 0; i < count; ++i) storage.tokens.push_back(Uniform(0, last_id));
+  storage.sampling.temperature = Uniform(0, 2) == 0 ? 0.0f : 0.01f * Uniform(1, 300);
+  storage.sampling.seed = random_();
+  storage.sampling.candidate = static_cast<uint32_t>(Uniform(0, 3));
+  if (Uniform(0, 3) == 0) {
+    const int32_t banned = Uniform(1, std::min(kMaxBannedTokens, last_id));
+    for (int32_t i = 0; i < banned; ++i) storage.banned.push_back(Uniform(0, last_id));
+    storage.sampling.banned = storage.banned;
+  }
+  StepRow row;
+  row.slot = slot;
+  row.tokens = storage.tokens;
+  row.position = random_() >> 20;
+  row.sampling = &storage.sampling;
+  row.logits = logits;
+  if (scored) {
+    for (int32_t i = 0; i < count; ++i) storage.targets.push_back(Uniform(-1, last_id));
+    row.targets = storage.targets;
+  }
+  return row;
+}
+
+}  // namespace mmfree

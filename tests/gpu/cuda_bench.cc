@@ -1,0 +1,173 @@
+// Times whole steps of the CUDA backend over random weights and prints them against the floors of
+// the device: bytes of weights over memory bandwidth, operations over the int8 rate.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/strings/numbers.h"
+#include "absl/types/span.h"
+#include "server/backends/cuda/cuda_backend.h"
+#include "server/model/model.h"
+
+ABSL_FLAG(std::vector<std::string>, shapes, (std::vector<std::string>{"370m", "1.3b", "2.7b"}),
+          "Named shapes");
+ABSL_FLAG(std::vector<std::string>, decode,
+          (std::vector<std::string>{"1", "2", "4", "8", "16", "32", "64", "128", "256", "512",
+                                    "1024"}),
+          "Batch sizes to decode");
+ABSL_FLAG(std::vector<std::string>, prefill, (std::vector<std::string>{"512", "2048", "16384"}),
+          "Prompt lengths to feed in chunks of --chunk");
+ABSL_FLAG(int32_t, chunk, 2048, "Tokens a step");
+ABSL_FLAG(double, warmup, 0.15, "Seconds before each measurement: clocks rise with load");
+ABSL_FLAG(double, seconds, 0.15, "Seconds of each measurement; the median step counts");
+ABSL_FLAG(std::string, kernels, "auto", "auto, generic, wide or decode");
+ABSL_FLAG(bool, graphs, true, "Replay decode steps as CUDA graphs");
+ABSL_FLAG(double, read_tb_s, 4.40, "Measured read bandwidth of the device, TB/s");
+
+namespace mmfree {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Microseconds(Clock::time_point since) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - since).count();
+}
+
+double Seconds(Clock::time_point since) { return Microseconds(since) * 1e-6; }
+
+double Total() { return absl::GetFlag(FLAGS_warmup) + absl::GetFlag(FLAGS_seconds); }
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::vector<int32_t> Numbers(const std::vector<std::string>& texts) {
+  std::vector<int32_t> numbers;
+  for (const std::string& text : texts) {
+    int32_t number = 0;
+    if (absl::SimpleAtoi(text, &number) && number > 0) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+void Run(Backend& backend, absl::Span<const StepRow> rows, StepOutput* out) {
+  const absl::Status status = backend.Step(rows, out);
+  if (!status.ok()) {
+    fprintf(stderr, "%s\n", status.ToString().c_str());
+    exit(1);
+  }
+}
+
+void BenchDecode(Backend& backend, const Model& model, int32_t batch) {
+  std::vector<int32_t> tokens(batch);
+  for (int32_t n = 0; n < batch; ++n) tokens[n] = (n * 977 + 5) % model.config().vocab_size;
+  const SamplingParams greedy;
+  std::vector<StepRow> rows(batch);
+  StepOutput out;
+  std::vector<double> times;
+  const Clock::time_point begin = Clock::now();
+  for (uint64_t step = 0; Seconds(begin) < Total() || times.empty(); ++step) {
+    for (int32_t n = 0; n < batch; ++n) {
+      rows[n].slot = n;
+      rows[n].tokens = absl::MakeConstSpan(&tokens[n], 1);
+      rows[n].position = step;
+      rows[n].sampling = &greedy;
+    }
+    const Clock::time_point start = Clock::now();
+    Run(backend, rows, &out);
+    if (Seconds(begin) >= absl::GetFlag(FLAGS_warmup)) times.push_back(Microseconds(start));
+    for (int32_t n = 0; n < batch; ++n) tokens[n] = out.samples[n].token;
+  }
+  const double us = Median(times);
+  const double weights = static_cast<double>(model.ternary_bytes());
+  // Four weights a byte, a multiply and an add each.
+  const double tops = weights * 8.0 * batch / us * 1e-6;
+  printf(
+      "decode  B=%-5d %9.1f us  %9.0f tok/s  weights %6.0f GB/s (%4.1f %% of read)  %6.1f TOPS\n",
+      batch, us, batch / us * 1e6, weights / us * 1e-3,
+      weights / us * 1e-6 / absl::GetFlag(FLAGS_read_tb_s) * 100.0, tops);
+}
+
+void BenchPrefill(Backend& backend, const Model& model, int32_t length) {
+  const int32_t chunk = absl::GetFlag(FLAGS_chunk);
+  std::vector<int32_t> tokens(length);
+  for (int32_t n = 0; n < length; ++n) tokens[n] = (n * 977 + 5) % model.config().vocab_size;
+  const SamplingParams greedy;
+  StepOutput out;
+  std::vector<double> times;
+  const Clock::time_point begin = Clock::now();
+  while (Seconds(begin) < Total() || times.empty()) {
+    const Clock::time_point start = Clock::now();
+    for (int32_t first = 0; first < length; first += chunk) {
+      StepRow row;
+      row.tokens = absl::MakeConstSpan(tokens).subspan(first, chunk);
+      row.position = first;
+      if (first + chunk >= length) row.sampling = &greedy;
+      Run(backend, {row}, &out);
+    }
+    if (Seconds(begin) >= absl::GetFlag(FLAGS_warmup)) times.push_back(Microseconds(start));
+  }
+  const double us = Median(times);
+  const double head = static_cast<double>(model.lm_head().bytes());
+  const double tops =
+      (static_cast<double>(model.ternary_bytes()) - head) * 8.0 * length / us * 1e-6;
+  printf("prefill T=%-5d %9.3f ms  %9.0f tok/s  %7.1f TOPS\n", length, us * 1e-3, length / us * 1e6,
+         tops);
+}
+
+CudaBackendOptions::Kernels KernelsOf(const std::string& name) {
+  if (name == "generic") return CudaBackendOptions::Kernels::kGeneric;
+  if (name == "wide") return CudaBackendOptions::Kernels::kWide;
+  if (name == "decode") return CudaBackendOptions::Kernels::kDecode;
+  return CudaBackendOptions::Kernels::kAuto;
+}
+
+int Main() {
+  const std::vector<int32_t> batches = Numbers(absl::GetFlag(FLAGS_decode));
+  for (const std::string& shape : absl::GetFlag(FLAGS_shapes)) {
+    const absl::StatusOr<ModelConfig> config = ConfigForShape(shape);
+    if (!config.ok()) {
+      fprintf(stderr, "%s\n", config.status().ToString().c_str());
+      return 1;
+    }
+    const std::shared_ptr<const Model> model = Model::Random(*config, 1);
+    CudaBackendOptions options;
+    options.num_slots = 1;
+    for (const int32_t batch : batches) options.num_slots = std::max(options.num_slots, batch);
+    options.max_step_tokens = std::max(options.num_slots, absl::GetFlag(FLAGS_chunk));
+    options.kernels = KernelsOf(absl::GetFlag(FLAGS_kernels));
+    options.use_graphs = absl::GetFlag(FLAGS_graphs);
+    const Clock::time_point start = Clock::now();
+    absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend(model, options);
+    if (!backend.ok()) {
+      fprintf(stderr, "%s\n", backend.status().ToString().c_str());
+      return 1;
+    }
+    const BackendInfo& info = (*backend)->info();
+    printf("%s  (%s)  load %.2f s, weights %.3f GB, states %.3f GB\n", shape.c_str(),
+           info.description.c_str(), Microseconds(start) * 1e-6,
+           static_cast<double>(info.weight_bytes) * 1e-9,
+           static_cast<double>(info.state_bytes) * 1e-9);
+    for (const int32_t batch : batches) BenchDecode(**backend, *model, batch);
+    for (const int32_t length : Numbers(absl::GetFlag(FLAGS_prefill))) {
+      BenchPrefill(**backend, *model, length);
+    }
+    fflush(stdout);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace mmfree
+
+int main(int argc, char** argv) {
+  absl::ParseCommandLine(argc, argv);
+  return mmfree::Main();
+}

@@ -1,0 +1,159 @@
+// The CUDA backend computes the bytes of the CPU backend: logits, samples, scores and states, for
+// every batch size, chunking and choice of kernels.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/backends/cuda/cuda_backend.h"
+#include "server/model/model.h"
+#include "tests/gpu/backend_pair.h"
+
+namespace mmfree {
+namespace {
+
+using Kernels = CudaBackendOptions::Kernels;
+
+struct Subject {
+  std::string name;
+  ModelConfig config;
+  Kernels kernels = Kernels::kAuto;
+  bool use_graphs = true;
+  std::vector<int32_t> batches = {1, 2, 3, 8, 17, 64, 256, 1000};
+  std::string cpu_isa = "scalar";
+};
+
+ModelConfig Shape(int64_t vocab, int64_t hidden, int64_t intermediate, int64_t layers) {
+  ModelConfig config;
+  config.vocab_size = vocab;
+  config.hidden_size = hidden;
+  config.intermediate_size = intermediate;
+  config.num_layers = layers;
+  return config;
+}
+
+std::vector<Subject> Subjects() {
+  std::vector<Subject> subjects;
+  const std::pair<const char*, Kernels> choices[] = {{"Auto", Kernels::kAuto},
+                                                     {"Generic", Kernels::kGeneric},
+                                                     {"Wide", Kernels::kWide},
+                                                     {"Decode", Kernels::kDecode}};
+  const std::pair<const char*, ModelConfig> shapes[] = {
+      {"Aligned", Shape(512, 256, 384, 3)},
+      {"Odd", Shape(1001, 333, 517, 2)},
+      {"Tiny", Shape(3, 1, 3, 1)},
+      {"Narrow", Shape(97, 40, 24, 2)},
+  };
+  for (const auto& [shape_name, config] : shapes) {
+    for (const auto& [choice_name, kernels] : choices) {
+      Subject subject;
+      subject.name = std::string(shape_name) + choice_name;
+      subject.config = config;
+      subject.kernels = kernels;
+      subjects.push_back(subject);
+    }
+  }
+  Subject eager = subjects[0];
+  eager.name = "AlignedEager";
+  eager.use_graphs = false;
+  subjects.push_back(eager);
+  // The published shapes. Their reference is the fastest CPU kernels, which their own tests hold to
+  // the scalar ones; the small batches are enough for the choices that small models cover.
+  for (const std::string shape : {"tales", "370m", "1.3b", "2.7b"}) {
+    Subject subject;
+    subject.name = "Shape" + shape.substr(0, shape.find('.')) +
+                   (shape == "1.3b" || shape == "2.7b" ? "p" + shape.substr(2) : "");
+    subject.config = *ConfigForShape(shape);
+    subject.cpu_isa = "auto";
+    subjects.push_back(subject);
+  }
+  return subjects;
+}
+
+class EqualityTest : public testing::TestWithParam<Subject> {
+ protected:
+  void SetUp() override {
+    MMFREE_SKIP_WITHOUT_GPU();
+    const Subject& subject = GetParam();
+    BackendPair::Options options;
+    options.num_slots = subject.batches.back();
+    options.max_step_tokens = 1024;
+    options.kernels = subject.kernels;
+    options.use_graphs = subject.use_graphs;
+    options.cpu_isa = subject.cpu_isa;
+    absl::StatusOr<BackendPair> pair =
+        BackendPair::Create(Model::Random(subject.config, 20260101), options);
+    ASSERT_TRUE(pair.ok()) << pair.status();
+    pair_ = std::make_unique<BackendPair>(*std::move(pair));
+  }
+
+  std::unique_ptr<BackendPair> pair_;
+};
+
+TEST_P(EqualityTest, EveryBatchSize) {
+  RowMaker maker(GetParam().config, 1);
+  for (const int32_t batch : GetParam().batches) {
+    const std::string what = "batch " + std::to_string(batch);
+    maker.Clear();
+    std::vector<StepRow> rows;
+    for (int32_t slot = 0; slot < batch; ++slot) {
+      rows.push_back(maker.Make(slot, 1, LogitsMode::kLast, maker.Uniform(0, 3) == 0));
+    }
+    std::reverse(rows.begin(), rows.end());
+    pair_->Step(rows, what);
+    for (int32_t slot = 0; slot < batch && !HasFailure(); ++slot) {
+      pair_->ExpectEqualState(slot, what);
+    }
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
+TEST_P(EqualityTest, ChunksAndDecodingRowsTogether) {
+  RowMaker maker(GetParam().config, 2);
+  // Tokens a row; a step may mix single tokens with chunks that end anywhere in a tile.
+  const std::vector<std::vector<int32_t>> steps = {{1, 5},    {64, 1, 1}, {65, 3, 1, 130},
+                                                   {1, 1, 1}, {257},      {500, 1, 2, 1, 7, 1, 63}};
+  for (size_t n = 0; n < steps.size(); ++n) {
+    const std::string what = "mixed step " + std::to_string(n);
+    maker.Clear();
+    std::vector<StepRow> rows;
+    for (size_t slot = 0; slot < steps[n].size(); ++slot) {
+      // All logits of a chunk of a large vocabulary would take longer to compare than to compute.
+      const bool all = steps[n][slot] <= 8;
+      rows.push_back(maker.Make(static_cast<int32_t>(slot), steps[n][slot],
+                                all ? LogitsMode::kAll : LogitsMode::kLast, slot % 2 == 1));
+    }
+    if (n == 2) rows[0].sampling = nullptr;
+    if (n == 2) rows[0].logits = LogitsMode::kNone;
+    pair_->Step(rows, what);
+    for (size_t slot = 0; slot < steps[n].size() && !HasFailure(); ++slot) {
+      pair_->ExpectEqualState(static_cast<int32_t>(slot), what);
+    }
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
+TEST_P(EqualityTest, StatesSurviveCopiesAndTheHost) {
+  RowMaker maker(GetParam().config, 3);
+  pair_->Step({maker.Make(0, 9, LogitsMode::kNone, false)}, "first chunk");
+  std::vector<float> state(GetParam().config.state_floats());
+  for (Backend* backend : {&pair_->cpu(), &pair_->cuda()}) {
+    ASSERT_TRUE(backend->ReadSlot(0, absl::MakeSpan(state)).ok());
+    ASSERT_TRUE(backend->WriteSlot(3, state).ok());
+    ASSERT_TRUE(backend->CopySlot(3, 5).ok());
+    ASSERT_TRUE(backend->ZeroSlot(3).ok());
+  }
+  pair_->Step(
+      {maker.Make(5, 1, LogitsMode::kLast, false), maker.Make(3, 2, LogitsMode::kLast, false)},
+      "after copies");
+  for (const int32_t slot : {0, 3, 5, 7}) pair_->ExpectEqualState(slot, "after copies");
+}
+
+INSTANTIATE_TEST_SUITE_P(Subjects, EqualityTest, testing::ValuesIn(Subjects()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace mmfree

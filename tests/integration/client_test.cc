@@ -1,0 +1,221 @@
+// The `mmfree` command against a real server: what it prints and how it exits.
+#include <cmath>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "gmock/gmock.h"
+#include "tests/integration/live_server.h"
+#include "tests/support/status_is.h"
+#include "tests/support/temp_directory.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+using Json = nlohmann::json;
+
+class ClientTest : public LiveServer {
+ protected:
+  ProgramResult Run(const std::vector<std::string>& arguments) {
+    absl::StatusOr<ProgramResult> result = server_->Client(arguments);
+    EXPECT_THAT(result, IsOk());
+    return result.ok() ? *std::move(result) : ProgramResult();
+  }
+  Json RunJson(const std::vector<std::string>& arguments) {
+    const ProgramResult result = Run(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.err, IsEmpty());
+    return Json::parse(result.out, nullptr, /*allow_exceptions=*/false);
+  }
+};
+
+TEST_F(ClientTest, GeneratePrintsExactlyTheText) {
+  StartServer();
+  const Generation expected = Generate(GreedyRequest("Once upon a time", 20));
+  const ProgramResult result =
+      Run({"generate", "--prompt=Once upon a time", "--max_tokens=20", "--temperature=0"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, expected.text);
+  EXPECT_THAT(result.err, IsEmpty());
+
+  const TempDirectory directory;
+  WriteFile(directory.File("prompt"), "Once upon a time");
+  const ProgramResult from_file =
+      Run({"--timeout=1m", "generate", "--max_new_tokens", "20", "--temperature", "0", "--stats",
+           "--prompt_file", directory.File("prompt")});
+  EXPECT_EQ(from_file.out, expected.text);
+  EXPECT_THAT(from_file.err, HasSubstr("20 tokens"));
+}
+
+TEST_F(ClientTest, GenerateJsonIsAnEventALine) {
+  StartServer();
+  const ProgramResult result = Run({"--json", "generate", "--prompt=Once", "--max_tokens=6",
+                                    "--seed=5", "--logprobs", "--request_id=mine", "--ignore_eos"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<float> logprobs;
+  const std::vector<std::string> lines = absl::StrSplit(result.out, '\n', absl::SkipEmpty());
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const Json event = Json::parse(lines[i], nullptr, false);
+    ASSERT_TRUE(event.is_object() && event.size() == 1) << lines[i];
+    if (i == 0) {
+      EXPECT_EQ(event["started"]["request_id"], "mine");
+      EXPECT_EQ(event["started"]["seed"], 5);
+      EXPECT_EQ(event["started"]["model"], "tales");
+    } else if (i + 1 == lines.size()) {
+      const Json& finished = event["finished"];
+      EXPECT_EQ(finished["finish_reason"], "LENGTH");
+      EXPECT_EQ(finished["usage"]["completion_tokens"], 6);
+      EXPECT_GE(finished["timings"]["decode"], 0.0);
+    } else {
+      const Json& delta = event["delta"];
+      text += delta["text"].get<std::string>();
+      for (const Json& id : delta["token_ids"]) ids.push_back(id);
+      for (const Json& entry : delta["logprobs"]) logprobs.push_back(entry["logprob"]);
+    }
+  }
+  v1::GenerateRequest request = GreedyRequest("Once", 6);
+  request.mutable_sampling()->clear_temperature();
+  request.mutable_sampling()->set_seed(5);
+  request.mutable_stopping()->set_ignore_eos(true);
+  request.mutable_response()->set_logprobs(true);
+  const Generation expected = Generate(request);
+  EXPECT_EQ(text, expected.text);
+  EXPECT_EQ(ids, expected.token_ids);
+  std::vector<float> expected_logprobs;
+  for (const v1::GenerateResponse& event : expected.events) {
+    for (const auto& logprob : event.delta().logprobs()) {
+      expected_logprobs.push_back(logprob.logprob());
+    }
+  }
+  EXPECT_EQ(logprobs, expected_logprobs) << "floats must survive the JSON exactly";
+}
+
+TEST_F(ClientTest, ScoreJsonHasTheDocumentedShapeAndExactFloats) {
+  StartServer();
+  const Json json = RunJson({"score", "--text=The cat sat", "--json", "--last_logits"});
+  v1::ScoreRequest request;
+  request.add_inputs()->set_text("The cat sat");
+  request.set_last_logits(true);
+  grpc::ClientContext context;
+  v1::ScoreResponse response;
+  ASSERT_TRUE(inference_->Score(&context, request, &response).ok());
+  const v1::ScoreResult& result = response.results(0);
+  const auto floats = [](const auto& values) {
+    return std::vector<float>(values.begin(), values.end());
+  };
+  EXPECT_EQ(json["token_ids"].size(), json["argmax"].size());
+  EXPECT_EQ(json["token_ids"].size(), json["logprobs"].size() + 1);
+  EXPECT_EQ(json["logprobs"].get<std::vector<float>>(), floats(result.logprobs()));
+  EXPECT_EQ(json["last_logits"].get<std::vector<float>>(), floats(result.last_logits()));
+  std::vector<std::string> ids;
+  for (const Json& id : json["token_ids"]) ids.push_back(id.dump());
+  const Json by_ids = RunJson({"score", "--token_ids=" + absl::StrJoin(ids, ","), "--json"});
+  EXPECT_EQ(by_ids["logprobs"], json["logprobs"]);
+  EXPECT_FALSE(by_ids.contains("last_logits"));
+}
+
+TEST_F(ClientTest, TokenizeAndDetokenize) {
+  StartServer();
+  const Json json = RunJson({"tokenize", "--text=Once \U0001F600", "--json"});
+  EXPECT_EQ(json["token_ids"][0], 1);
+  EXPECT_EQ(json["token_ids"].size(), json["pieces"].size());
+  EXPECT_EQ(json["pieces"][1], "\u2581Once");
+  const Json without = RunJson({"tokenize", "--text=Once \U0001F600", "--json", "--bos=false"});
+  EXPECT_EQ(without["token_ids"].size() + 1, json["token_ids"].size());
+  const ProgramResult ids = Run({"tokenize", "--text=Once \U0001F600"});
+  ASSERT_EQ(ids.exit_code, 0);
+  const std::string list = ids.out.substr(0, ids.out.find('\n'));
+  EXPECT_EQ(Run({"detokenize", "--token_ids=" + list}).out, "Once \U0001F600");
+  EXPECT_EQ(RunJson({"detokenize", "--json", "--token_ids", list})["text"], "Once \U0001F600");
+}
+
+TEST_F(ClientTest, ModelsLoadAndHealth) {
+  StartServer();
+  const Json models = RunJson({"models", "list", "--json"});
+  ASSERT_EQ(models["models"].size(), 1u);
+  EXPECT_EQ(models["models"][0]["name"], "tales");
+  EXPECT_EQ(models["models"][0]["state"], "READY");
+  EXPECT_EQ(models["models"][0]["digest"].get<std::string>().size(), 64u);
+  EXPECT_EQ(RunJson({"models", "get", "tales", "--json"}), models["models"][0]);
+  EXPECT_EQ(RunJson({"load", "--json"})["running"], 0);
+  EXPECT_EQ(Run({"health"}).out, "SERVING\n");
+  EXPECT_EQ(RunJson({"health", "--service=tales", "--json"})["status"], "SERVING");
+  EXPECT_EQ(Run({"health", "--service=other"}).exit_code, 1);
+}
+
+TEST_F(ClientTest, RpcErrorsExitWithOneAndShowCodeAndFields) {
+  StartServer();
+  ProgramResult result =
+      Run({"generate", "--prompt=x", "--temperature=nan", "--max_tokens=4000000000"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.out, IsEmpty());
+  EXPECT_THAT(result.err, AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr("sampling.temperature"),
+                                HasSubstr("stopping.max_new_tokens"), HasSubstr("65536")));
+  result = Run({"generate", "--prompt=x", "--model=y"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("tales")));
+  result = Run({"generate", "--prompt=x", "--session=s"});
+  EXPECT_THAT(result.err, AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("session_id")));
+  result = Run({"--timeout=200ms", "generate", "--prompt=x", "--max_tokens=60000", "--ignore_eos"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("DEADLINE_EXCEEDED"));
+  const absl::StatusOr<ProgramResult> nobody =
+      RunProgram({BuiltProgram("mmfree"), "--server=127.0.0.1:1", "models", "list"});
+  ASSERT_THAT(nobody, IsOk());
+  EXPECT_EQ(nobody->exit_code, 1);
+  EXPECT_THAT(nobody->err, AllOf(HasSubstr("UNAVAILABLE"), HasSubstr("127.0.0.1:1")));
+}
+
+TEST_F(ClientTest, UsageErrorsExitWithTwoAndAHint) {
+  const std::vector<std::vector<std::string>> mistakes = {
+      {},
+      {"unknown"},
+      {"generate"},
+      {"generate", "--prompt=a", "--token_ids=1"},
+      {"generate", "--prompt=a", "stray"},
+      {"generate", "--promt=a"},
+      {"generate", "--prompt=a", "--max_tokens=-1"},
+      {"generate", "--prompt=a", "--logprobs"},
+      {"generate", "--prompt_file=/no/such/file"},
+      {"score", "--text=a", "--last_logits"},
+      {"models"},
+      {"detokenize"},
+      {"--timeout=5", "health"},
+      {"health", "--tls_ca=x"},
+      {"--server=", "health"},
+  };
+  for (std::vector<std::string> arguments : mistakes) {
+    arguments.insert(arguments.begin(), BuiltProgram("mmfree"));
+    const absl::StatusOr<ProgramResult> result = RunProgram(arguments);
+    ASSERT_THAT(result, IsOk());
+    EXPECT_EQ(result->exit_code, 2) << absl::StrJoin(arguments, " ");
+    EXPECT_THAT(result->out, IsEmpty());
+    EXPECT_THAT(result->err, HasSubstr("--help"));
+  }
+}
+
+TEST_F(ClientTest, EveryCommandExplainsItself) {
+  for (const char* command :
+       {"", "generate", "score", "tokenize", "detokenize", "models", "load", "health"}) {
+    std::vector<std::string> arguments = {BuiltProgram("mmfree")};
+    if (*command != '\0') arguments.push_back(command);
+    arguments.push_back("--help");
+    const absl::StatusOr<ProgramResult> result = RunProgram(arguments);
+    ASSERT_THAT(result, IsOk());
+    EXPECT_EQ(result->exit_code, 0);
+    EXPECT_THAT(result->out, AllOf(HasSubstr("mmfree"), HasSubstr("--server=HOST:PORT")));
+  }
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,56 @@
+#include <atomic>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "server/backends/cpu/thread_pool.h"
+#include "server/backends/cpu/topology.h"
+
+namespace mmfree::cpu {
+namespace {
+
+TEST(ThreadPoolTest, EachThreadRunsItsPartOfEveryTask) {
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads, /*pin=*/threads % 2 == 0);
+    ASSERT_EQ(pool.size(), threads);
+    std::vector<int> calls(static_cast<size_t>(threads));
+    for (int run = 0; run < 200; ++run) {
+      pool.Run([&](int thread) { ++calls[static_cast<size_t>(thread)]; });
+    }
+    EXPECT_EQ(calls, std::vector<int>(static_cast<size_t>(threads), 200));
+  }
+}
+
+TEST(ThreadPoolTest, NothingPassesABarrierBeforeAllHaveReachedIt) {
+  for (int threads : {2, 3, 5}) {
+    ThreadPool pool(threads, false);
+    constexpr int kRounds = 500;
+    // Not atomic: the barrier orders the writes before the reads.
+    std::vector<int> round_of(static_cast<size_t>(threads));
+    std::atomic<int> wrong = 0;
+    pool.Run([&](int thread) {
+      for (int round = 1; round <= kRounds; ++round) {
+        round_of[static_cast<size_t>(thread)] = round;
+        pool.Barrier();
+        for (int seen : round_of) wrong += seen != round;
+        pool.Barrier();
+      }
+    });
+    EXPECT_EQ(wrong, 0);
+  }
+}
+
+TEST(ThreadPoolTest, RunReturnsAfterEveryPart) {
+  ThreadPool pool(4, false);
+  for (int run = 0; run < 500; ++run) {
+    std::vector<int> done(4);
+    pool.Run([&](int thread) { done[static_cast<size_t>(thread)] = 1; });
+    EXPECT_EQ(done, std::vector<int>(4, 1));
+  }
+}
+
+TEST(ThreadPoolTest, AnUnusedPoolStops) { ThreadPool pool(4, false); }
+
+TEST(TopologyTest, ThereIsACore) { EXPECT_GE(AvailablePhysicalCores(), 1); }
+
+}  // namespace
+}  // namespace mmfree::cpu

@@ -1,0 +1,69 @@
+#include "server/server_flags.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/status_is.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::HasSubstr;
+
+using Arguments = std::vector<std::string>;
+
+TEST(ServerFlags, ModelsAreNamedAfterTheirDirectoryUnlessNamed) {
+  const absl::StatusOr<ServerFlags> flags =
+      ParseServerFlags({"--model=deploy/models/tales/", "--model", "big=/m/2.7b", "--model=x"});
+  ASSERT_THAT(flags, IsOk());
+  ASSERT_EQ(flags->models.size(), 3u);
+  EXPECT_EQ(flags->models[0].name, "tales");
+  EXPECT_EQ(flags->models[0].directory, "deploy/models/tales/");
+  EXPECT_EQ(flags->models[1].name, "big");
+  EXPECT_EQ(flags->models[1].directory, "/m/2.7b");
+  EXPECT_EQ(flags->models[2].name, "x");
+}
+
+TEST(ServerFlags, MistakesSayWhatToDo) {
+  const struct {
+    Arguments arguments;
+    const char* message;
+  } kCases[] = {
+      {{}, "no model: give at least one"},
+      {{"--model="}, "expected DIR or NAME=DIR"},
+      {{"--model==x"}, "expected DIR or NAME=DIR"},
+      {{"deploy/models/tales"}, "--model=DIR"},
+      {{"--model=x", "--backend=gpu"}, "expected one of auto, cpu, cuda"},
+      {{"--model=x", "--cpu_isa=sse"}, "expected one of auto, scalar, avx2, avx512"},
+      {{"--model=x", "--threads=-1"}, "from 0 to"},
+      {{"--model=x", "--max_sessions=0"}, "from 1 to"},
+      {{"--model=x", "--drain_timeout=30"}, "such as 500ms"},
+      {{"--model=x", "--drain_timeout=-1s"}, "must not be negative"},
+      {{"--model=x", "--tls_cert=a"}, "both --tls_cert and --tls_key"},
+      {{"--model=x", "--tls_client_ca=a"}, "needs --tls_cert"},
+      {{"--model=x", "--max_new_tokens=10"}, "--default_max_new_tokens=256 is more"},
+      {{"--model=x", "--max_que=1"}, "did you mean --max_queue?"},
+  };
+  for (const auto& test : kCases) {
+    EXPECT_THAT(ParseServerFlags(test.arguments),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(test.message)));
+  }
+}
+
+TEST(ServerFlags, FlagsOfLaterVersionsAreRefusedAndNotIgnored) {
+  EXPECT_THAT(ParseServerFlags({"--model=x", "--auth_tokens_file=f"}),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("--auth_tokens_file")));
+}
+
+TEST(ServerFlags, HelpNeedsNoModelAndNamesEveryFlag) {
+  ASSERT_THAT(ParseServerFlags({"--help"}), IsOk());
+  EXPECT_TRUE(ParseServerFlags({"--help"})->help);
+  for (const char* flag : {"--model=", "--listen=", "--port_file=", "--drain_timeout="}) {
+    EXPECT_THAT(ServerHelp(), HasSubstr(flag));
+  }
+}
+
+}  // namespace
+}  // namespace mmfree
