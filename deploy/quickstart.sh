@@ -60,6 +60,8 @@ build() {
   # A build folder that deploy/test.sh has configured keeps its tests; a new one goes without.
   local tests=(-DMMFREE_TESTS=OFF)
   if [ -f build/release/CMakeCache.txt ]; then tests=(); fi
+  # One compiler cache for all checkouts of the project, wherever they are.
+  export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_NOHASHDIR=1
   cmake --preset release "${tests[@]}"
   cmake --build --preset release --parallel "$(nproc)" --target mmfree-server mmfree
   bin=build/release/bin

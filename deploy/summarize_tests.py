@@ -19,6 +19,13 @@ def skip_reason(output):
     return match.group(1).strip() if match else "no reason given"
 
 
+def some_of(names, most=3):
+    """The first names, without gtest's dump of their parameters, and how many more there are."""
+    names = [name.split("  # ")[0] for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -37,7 +44,7 @@ def main():
     print(f"\n{len(passed)} tests passed, {len(failed)} failed, "
           f"{sum(map(len, skipped.values()))} skipped.")
     for reason, names in skipped.items():
-        print(f"  skipped ({reason}): {', '.join(names)}")
+        print(f"  skipped ({reason}): {some_of(names)}")
     for name in failed:
         print(f"  FAILED: {name}")
     return 1 if failed or not passed else 0

@@ -64,6 +64,9 @@ if [ -d build/venv ]; then
   export PATH=$VIRTUAL_ENV/bin:$PATH
 fi
 
+# One compiler cache for all checkouts of the project, wherever they are.
+export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_NOHASHDIR=1
+
 cmake --preset "$preset" -DMMFREE_TESTS=ON -DMMFREE_CUDA="$cuda"
 cmake --build --preset "$preset" --parallel "$jobs"
 
