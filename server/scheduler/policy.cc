@@ -1,6 +1,7 @@
 #include "server/scheduler/policy.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_cat.h"
@@ -19,7 +20,8 @@ int32_t Policy::Capacity(const Options& options) {
   return std::min({rows, options.step_token_budget, options.num_slots});
 }
 
-Policy::Policy(const Options& options) : options_(options), capacity_(Capacity(options)) {
+Policy::Policy(const Options& options, Prepare prepare)
+    : options_(options), capacity_(Capacity(options)), prepare_(std::move(prepare)) {
   free_slots_.reserve(options.num_slots);
   // Low slots first, so that a lightly loaded backend touches little memory.
   for (int32_t slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
@@ -38,10 +40,11 @@ void Policy::EraseAt(std::vector<SchedulerEntry*>* list, SchedulerEntry* entry) 
 }
 
 void Policy::Enqueue(SchedulerEntry* entry) {
-  ABSL_RAW_CHECK(entry->phase == Phase::kNone && entry->prompt_tokens >= 1, "bad entry");
+  ABSL_RAW_CHECK(
+      entry->phase == Phase::kNone && entry->fed >= 0 && entry->fed < entry->prompt_tokens,
+      "bad entry");
   entry->phase = Phase::kWaiting;
   entry->slot = -1;
-  entry->fed = 0;
   waiting_.PushBack(entry);
   if (entry->deadline != absl::InfiniteFuture()) deadlines_.insert(entry);
 }
@@ -78,9 +81,11 @@ void Policy::CollectExpired(absl::Time now, std::vector<SchedulerEntry*>* expire
 }
 
 void Policy::AddPrefillRow(SchedulerEntry* entry, Plan* plan) const {
-  const int64_t tokens =
-      std::min<int64_t>({options_.prefill_chunk, entry->prompt_tokens - entry->fed,
-                         options_.step_token_budget - plan->tokens});
+  int64_t tokens = std::min<int64_t>({options_.prefill_chunk, entry->prompt_tokens - entry->fed,
+                                      options_.step_token_budget - plan->tokens});
+  if (entry->chunk_boundary > entry->fed) {
+    tokens = std::min(tokens, entry->chunk_boundary - entry->fed);
+  }
   plan->rows.push_back({entry, static_cast<int32_t>(tokens)});
   plan->tokens += tokens;
 }
@@ -104,6 +109,10 @@ void Policy::PlanStep(Plan* plan) {
     entry->phase = Phase::kPrefill;
     entry->slot = free_slots_.back();
     free_slots_.pop_back();
+    if (prepare_ != nullptr) {
+      prepare_(entry);
+      ABSL_RAW_CHECK(entry->fed < entry->prompt_tokens, "a prompt without a token to feed");
+    }
     prefilling_.PushBack(entry);
     plan->admitted.push_back(entry);
     AddPrefillRow(entry, plan);

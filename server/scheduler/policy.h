@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/scheduler/entry_list.h"
+#include "server/scheduler/priority.h"
 
 namespace mmfree {
 
@@ -25,15 +28,23 @@ enum class Phase : uint8_t {
 };
 
 // One request as the policy sees it. The caller owns it and keeps it at one address from Enqueue to
-// Remove; the upper fields are the caller's and constant in between, the others the policy's.
+// Remove; the first fields are the owner's and constant in between, the last the policy's.
 struct SchedulerEntry : EntryListNode {
   uint64_t id = 0;            // distinct; breaks ties of the deadline
   int64_t prompt_tokens = 0;  // to be fed before the first token is sampled; at least one
   absl::Time deadline = absl::InfiniteFuture();
+  Priority priority = Priority::kNormal;
+  std::string caller;  // whose share of the service it counts against
+
+  // Set by the owner until the entry's first step is planned (Policy::Prepare is the last chance),
+  // advanced by the policy: tokens of the prompt that are in the state. Less than prompt_tokens.
+  int64_t fed = 0;
+  // The owner's to set at any time between steps: while it is above `fed`, a chunk does not go
+  // beyond it, so that the state after exactly this many tokens of the prompt can be read.
+  int64_t chunk_boundary = 0;
 
   Phase phase = Phase::kNone;
   int32_t slot = -1;  // while it holds one
-  int64_t fed = 0;    // tokens of the prompt that completed steps have fed
   size_t index = 0;   // in the policy's list of decoding or paused entries
 };
 
@@ -72,8 +83,12 @@ class Policy {
   // max_batch is 0, part of the budget (a chunk, a quarter at most) is kept for prompts.
   static int32_t Capacity(const Options& options);
 
+  // Called once for an entry, in PlanStep when it has been given its slot and before its first
+  // chunk is chosen: may set `fed` and `chunk_boundary`. Must not call the policy.
+  using Prepare = std::function<void(SchedulerEntry*)>;
+
   // Every option at least 1 (max_batch: 0). CHECK-fails otherwise.
-  explicit Policy(const Options& options);
+  explicit Policy(const Options& options, Prepare prepare = nullptr);
   Policy(const Policy&) = delete;
   Policy& operator=(const Policy&) = delete;
 
@@ -113,6 +128,7 @@ class Policy {
 
   const Options options_;
   const int32_t capacity_;
+  const Prepare prepare_;
 
   EntryList<SchedulerEntry> waiting_;     // in order of arrival
   EntryList<SchedulerEntry> prefilling_;  // in order of admission

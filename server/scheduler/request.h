@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/backends/backend.h"
+#include "server/scheduler/priority.h"
 
 namespace mmfree {
 
@@ -34,6 +36,12 @@ struct GenerationRequest {
   int64_t min_new_tokens = 0;   // EOS and stop tokens are not sampled before this many were emitted
   std::vector<int32_t> eos_token_ids;  // empty: ignore_eos
   std::vector<int32_t> stop_token_ids;
+  // What came before the prompt: how many tokens, and the state [state_floats] after them. Null:
+  // the state before any token.
+  uint64_t first_position = 0;
+  std::shared_ptr<const std::vector<float>> initial_state;
+  Priority priority = Priority::kNormal;
+  std::string caller;  // whose share of the service it counts against; any text
   absl::Time deadline = absl::InfiniteFuture();
 };
 
@@ -41,6 +49,8 @@ struct ScoreRequest {
   std::string request_id;
   std::vector<int32_t> tokens;  // at least one token
   bool last_logits = false;
+  Priority priority = Priority::kNormal;
+  std::string caller;  // as above
   absl::Time deadline = absl::InfiniteFuture();
 };
 

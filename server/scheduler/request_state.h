@@ -2,6 +2,7 @@
 #ifndef MMFREE_SERVER_SCHEDULER_REQUEST_STATE_H_
 #define MMFREE_SERVER_SCHEDULER_REQUEST_STATE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -27,6 +28,9 @@ struct RequestState : SchedulerEntry {
   size_t num_eos = 0;
   std::vector<int32_t> end_tokens;  // num_eos EOS ids, then the stop ids
   absl::Time submitted;
+  uint64_t first_position = 0;  // of tokens[0] in the context
+  // The state before tokens[0]; null: before any token. Let go once it is in the slot.
+  std::shared_ptr<const std::vector<float>> initial_state;
 
   // The step thread's.
   std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
@@ -50,6 +54,13 @@ struct RequestState : SchedulerEntry {
   // Tokens the sink has been given; the step thread reads it now and then.
   std::atomic<int64_t> delivered{0};
 };
+
+inline RequestState* StateOf(SchedulerEntry* entry) { return static_cast<RequestState*>(entry); }
+
+// Wall clocks step back now and then.
+inline absl::Duration Elapsed(absl::Time from, absl::Time to) {
+  return std::max(to - from, absl::ZeroDuration());
+}
 
 }  // namespace mmfree
 

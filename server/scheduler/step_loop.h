@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -81,6 +82,7 @@ class StepLoop {
     int64_t ended_running = 0;
   };
 
+  // Submission: any thread.
   absl::StatusOr<RequestHandle> SubmitState(std::unique_ptr<RequestState> request,
                                             absl::Status valid);
   absl::Status CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const;
@@ -100,6 +102,7 @@ class StepLoop {
   // a step,
   void Step(absl::Time start);
   absl::Status TryStep(absl::Time start);
+  absl::Status InitializeSlot(RequestState* request);
   absl::Status CheckOutput() const;
   void HandleOutput(absl::Time now);
   void HandleScores(RequestState* request, absl::Span<const TokenScore> scores, int64_t first);
@@ -115,6 +118,8 @@ class StepLoop {
   void FailPlanned(const absl::Status& status, absl::Time now);
   void FailAll(const absl::Status& status, absl::Time now);
   void End(RequestState* request, absl::string_view outcome, absl::Time now);
+  // A status as a value of the metrics' label `outcome`.
+  static std::string OutcomeOf(const absl::Status& status);
 
   const Options options_;
   const std::unique_ptr<Backend> backend_;

@@ -263,4 +263,11 @@ std::vector<float> FakeDevice::ExpectedLogits(absl::Span<const int32_t> tokens) 
   return logits;
 }
 
+std::vector<float> FakeDevice::ExpectedState(absl::Span<const int32_t> tokens) {
+  const State state = FeedAll(tokens);
+  std::vector<float> floats(sizeof(State) / sizeof(float));
+  memcpy(floats.data(), &state, sizeof(State));
+  return floats;
+}
+
 }  // namespace mmfree

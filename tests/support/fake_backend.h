@@ -70,6 +70,8 @@ class FakeDevice {
   // The score of `target` (-1: none) after `tokens`.
   TokenScore ExpectedScore(absl::Span<const int32_t> tokens, int32_t target) const;
   std::vector<float> ExpectedLogits(absl::Span<const int32_t> tokens) const;
+  // The state of a slot that was fed `tokens`, as ReadSlot gives it.
+  static std::vector<float> ExpectedState(absl::Span<const int32_t> tokens);
 
   const FakeBackendOptions& options() const { return options_; }
 

@@ -71,6 +71,35 @@ TEST_F(PolicyTest, DecodingRowsComeFirstAndPromptsShareTheRestInOrderOfAdmission
   EXPECT_EQ(Step(&policy), (Rows{{1, 1}, {2, 1}, {3, 6}, {4, 2}}));
 }
 
+TEST_F(PolicyTest, AChunkEndsAtTheBoundaryItsOwnerMovesOn) {
+  Policy policy({.num_slots = 1, .prefill_chunk = 8, .step_token_budget = 100});
+  SchedulerEntry* const entry = Add(&policy, 30);
+  entry->chunk_boundary = 5;
+  EXPECT_EQ(Step(&policy), (Rows{{1, 5}}));
+  entry->chunk_boundary = 16;
+  EXPECT_EQ(Step(&policy), (Rows{{1, 8}}));
+  EXPECT_EQ(Step(&policy), (Rows{{1, 3}}));
+  EXPECT_EQ(Step(&policy), (Rows{{1, 8}}));  // a boundary that is passed does not bind
+  EXPECT_EQ(Step(&policy), (Rows{{1, 6}}));
+}
+
+TEST_F(PolicyTest, WhatIsRestoredWhenTheSlotIsGivenIsNotFedAgain) {
+  int prepared = 0;
+  Policy policy({.num_slots = 1, .prefill_chunk = 8, .step_token_budget = 100},
+                [&prepared](SchedulerEntry* entry) {
+                  ++prepared;
+                  EXPECT_GE(entry->slot, 0);
+                  entry->fed = 17;
+                  entry->chunk_boundary = 18;
+                });
+  SchedulerEntry* const entry = Add(&policy, 20);
+  Add(&policy, 20);
+  EXPECT_EQ(Step(&policy), (Rows{{1, 1}}));
+  EXPECT_EQ(Step(&policy), (Rows{{1, 2}}));
+  EXPECT_EQ(entry->phase, Phase::kDecode);
+  EXPECT_EQ(prepared, 1) << "of the entry that waits nothing is known yet";
+}
+
 TEST_F(PolicyTest, AFreedSlotGoesToTheOldestThatWaits) {
   Policy policy({.num_slots = 2, .prefill_chunk = 4, .step_token_budget = 100});
   SchedulerEntry* const first = Add(&policy, 1);

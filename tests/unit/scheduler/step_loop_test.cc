@@ -57,6 +57,31 @@ TEST_F(StepLoopTest, ConcurrentRequestsGetTheTokensTheyWouldGetAlone) {
   }
 }
 
+TEST_F(StepLoopTest, ARequestGoesOnFromAGivenStateAsIfItHadNeverStopped) {
+  Start();
+  const std::vector<int32_t> context = Prompt(30);
+  for (const size_t split : {1, 7, 29}) {
+    const absl::Span<const int32_t> before = absl::MakeConstSpan(context).first(split);
+    GenerationRequest request = Generation({context.begin() + split, context.end()}, 12);
+    request.first_position = split;
+    request.initial_state =
+        std::make_shared<const std::vector<float>>(FakeDevice::ExpectedState(before));
+    request.sampling.temperature = 1.0f;
+    auto sink = std::make_shared<CollectingSink>();
+    MustSubmit(request, sink);
+    ASSERT_TRUE(sink->WaitForEnd().ok());
+    EXPECT_THAT(sink->ids(), ElementsAreArray(ExpectedIds(context, 12, request.sampling)));
+  }
+}
+
+TEST_F(StepLoopTest, AStateOfAnotherSizeIsRefused) {
+  Start();
+  GenerationRequest request = Generation(Prompt(3), 1);
+  request.initial_state = std::make_shared<const std::vector<float>>(3);
+  EXPECT_EQ(loop_->Submit(request, std::make_shared<CollectingSink>()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(StepLoopTest, TokensCarryTheirLogprobs) {
   Start();
   auto sink = std::make_shared<CollectingSink>();

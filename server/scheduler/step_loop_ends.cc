@@ -1,0 +1,82 @@
+// The ends of requests: the step thread.
+#include <string>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "server/scheduler/step_loop.h"
+
+namespace mmfree {
+namespace {
+
+absl::string_view ReasonName(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEos:
+      return "eos";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kStopToken:
+      return "stop_token";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+std::string StepLoop::OutcomeOf(const absl::Status& status) {
+  return absl::AsciiStrToLower(absl::StatusCodeToString(status.code()));
+}
+
+void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int32_t matched,
+                                absl::Time now) {
+  // The slot holds the state until End: after the prompt and the emitted tokens; with kLength
+  // without the last emitted one, which was not fed.
+  GenerationResult& result = request->generation;
+  result.reason = reason;
+  result.matched_stop_token = matched;
+  result.usage.prompt_tokens = request->prompt_tokens;
+  result.usage.completion_tokens = request->emitted;
+  result.timings.queued = Elapsed(request->submitted, request->first_step);
+  if (request->max_new_tokens > 0) {
+    result.timings.prefill = Elapsed(request->first_step, request->first_token);
+    result.timings.decode = Elapsed(request->first_token, now);
+  } else {
+    result.timings.prefill = Elapsed(request->first_step, now);
+  }
+  End(request, ReasonName(reason), now);
+}
+
+void StepLoop::FinishScore(RequestState* request, absl::Time now) {
+  request->score.timings.queued = Elapsed(request->submitted, request->first_step);
+  request->score.timings.prefill = Elapsed(request->first_step, now);
+  End(request, "scored", now);
+}
+
+void StepLoop::Fail(RequestState* request, const absl::Status& status, absl::Time now) {
+  request->status = status;
+  End(request, OutcomeOf(status), now);
+}
+
+void StepLoop::FailPlanned(const absl::Status& status, absl::Time now) {
+  for (const Policy::Row& row : plan_.rows) Fail(StateOf(row.entry), status, now);
+}
+
+void StepLoop::FailAll(const absl::Status& status, absl::Time now) {
+  while (!requests_.empty()) Fail(requests_.begin()->second.get(), status, now);
+}
+
+// Frees what the request holds and passes it to its delivery thread; it is valid until Publish.
+void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time now) {
+  if (request->phase == Phase::kWaiting) {
+    ++changes_.ended_waiting;
+    changes_.ended_waiting_tokens += request->prompt_tokens;
+  } else {
+    ++changes_.ended_running;
+  }
+  policy_.Remove(request);
+  metrics_->CountRequest(outcome);
+  metrics_->ObserveEndToEndLatency(Elapsed(request->submitted, now));
+  metrics_->ObserveRequestTokens(request->prompt_tokens, request->emitted);
+  delivery_.AddEnd(std::move(requests_.extract(request->id).mapped()));
+}
+
+}  // namespace mmfree

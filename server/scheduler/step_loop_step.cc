@@ -1,0 +1,203 @@
+// One step of the backend and what its output means for the requests: the step thread.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/scheduler/step_loop.h"
+
+namespace mmfree {
+
+void StepLoop::Step(absl::Time start) {
+  const absl::Status status = TryStep(start);
+  const absl::Time end = options_.clock->Now();
+  if (status.ok()) {
+    policy_.CompleteStep(plan_);
+    HandleOutput(end);
+    const int64_t rows = static_cast<int64_t>(plan_.rows.size());
+    const auto kind = plan_.decode_rows == rows ? ModelMetrics::StepKind::kDecode
+                      : plan_.decode_rows == 0  ? ModelMetrics::StepKind::kPrefill
+                                                : ModelMetrics::StepKind::kMixed;
+    metrics_->ObserveStep(kind, rows, plan_.tokens, Elapsed(start, end));
+    if (plan_.tokens > plan_.decode_rows) {
+      metrics_->CountPromptTokens(plan_.tokens - plan_.decode_rows);
+    }
+    if (emitted_ > 0) metrics_->CountGeneratedTokens(emitted_);
+  } else {
+    HandleFault(status, end);
+  }
+  current_throughput_.Observe(Elapsed(start, end), changes_.ended_running);
+  ApplyChanges();
+  delivery_.Publish();
+}
+
+// Gives a newly admitted request's slot the state after request->fed tokens of its prompt.
+absl::Status StepLoop::InitializeSlot(RequestState* request) {
+  if (request->initial_state == nullptr) return backend_->ZeroSlot(request->slot);
+  const absl::Status status = backend_->WriteSlot(request->slot, *request->initial_state);
+  request->initial_state.reset();
+  return status;
+}
+
+// Feeds the planned rows.
+absl::Status StepLoop::TryStep(absl::Time start) {
+  for (SchedulerEntry* entry : plan_.admitted) {
+    StateOf(entry)->first_step = start;
+    metrics_->ObserveQueueTime(Elapsed(StateOf(entry)->submitted, start));
+    MMFREE_RETURN_IF_ERROR(InitializeSlot(StateOf(entry)));
+  }
+  rows_.clear();
+  for (const Policy::Row& planned : plan_.rows) {
+    RequestState* const request = StateOf(planned.entry);
+    StepRow& row = rows_.emplace_back();
+    row.slot = request->slot;
+    if (request->phase == Phase::kDecode) {
+      row.tokens = absl::MakeConstSpan(&request->last_token, 1);
+      row.position = request->first_position +
+                     static_cast<uint64_t>(request->prompt_tokens + request->emitted - 1);
+      row.sampling = &request->sampling;
+      continue;
+    }
+    const absl::Span<const int32_t> tokens = request->tokens;
+    row.tokens = tokens.subspan(request->fed, planned.tokens);
+    row.position = request->first_position + static_cast<uint64_t>(request->fed);
+    const bool last_chunk = request->fed + planned.tokens == request->prompt_tokens;
+    if (request->score_sink != nullptr) {
+      row.targets = tokens.subspan(request->fed + 1, planned.tokens);
+      if (last_chunk && request->last_logits) row.logits = LogitsMode::kLast;
+    } else if (last_chunk && request->max_new_tokens > 0) {
+      row.sampling = &request->sampling;
+    }
+  }
+  MMFREE_RETURN_IF_ERROR(backend_->Step(rows_, &output_));
+  return CheckOutput();
+}
+
+absl::Status StepLoop::CheckOutput() const {
+  size_t scores = 0;
+  size_t logits = 0;
+  for (const StepRow& row : rows_) {
+    scores += row.targets.size();
+    if (row.logits == LogitsMode::kLast) logits += static_cast<size_t>(options_.vocab_size);
+  }
+  if (output_.samples.size() != rows_.size() || output_.scores.size() != scores ||
+      output_.logits.size() != logits) {
+    return absl::InternalError(absl::StrCat("the backend returned ", output_.samples.size(),
+                                            " samples, ", output_.scores.size(), " scores and ",
+                                            output_.logits.size(), " logits for ", rows_.size(),
+                                            ", ", scores, " and ", logits));
+  }
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const int32_t token = output_.samples[i].token;
+    if (rows_[i].sampling != nullptr && (token < 0 || token >= options_.vocab_size)) {
+      return absl::InternalError(absl::StrCat("the backend sampled token ", token));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void StepLoop::HandleOutput(absl::Time now) {
+  emitted_ = 0;
+  const TokenScore* scores = output_.scores.data();
+  const float* logits = output_.logits.data();
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    RequestState* const request = StateOf(plan_.rows[i].entry);
+    const StepRow& row = rows_[i];
+    if (row.sampling != nullptr) {
+      Emit(request, output_.samples[i], now);
+      continue;
+    }
+    if (request->score_sink != nullptr) {
+      HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
+                   request->fed - static_cast<int64_t>(row.tokens.size()));
+      scores += row.targets.size();
+      if (row.logits == LogitsMode::kLast) {
+        request->score.last_logits.assign(logits, logits + options_.vocab_size);
+        logits += options_.vocab_size;
+      }
+    }
+    if (request->fed < request->prompt_tokens) continue;
+    if (request->score_sink != nullptr) {
+      FinishScore(request, now);
+    } else {
+      FinishGeneration(request, FinishReason::kLength, -1, now);
+    }
+  }
+  ReportInterToken();
+}
+
+// `scores` are of the tokens after positions first, first + 1, ...
+void StepLoop::HandleScores(RequestState* request, absl::Span<const TokenScore> scores,
+                            int64_t first) {
+  ScoreResult& result = request->score;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const size_t position = static_cast<size_t>(first) + i;
+    result.argmax[position] = scores[i].argmax;
+    if (position < result.logprobs.size()) result.logprobs[position] = scores[i].logprob;
+  }
+}
+
+void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
+  if (request->emitted == 0) {
+    request->first_token = now;
+    request->latest_token = now;
+    std::vector<int32_t>().swap(request->tokens);  // the prompt is not needed any more
+  }
+  const std::vector<int32_t>& ends = request->end_tokens;
+  if (const auto end = std::find(ends.begin(), ends.end(), token.token); end != ends.end()) {
+    const bool eos = static_cast<size_t>(end - ends.begin()) < request->num_eos;
+    FinishGeneration(request, eos ? FinishReason::kEos : FinishReason::kStopToken, token.token,
+                     now);
+    return;
+  }
+  delivery_.AddToken(request, token);
+  ++emitted_;
+  ++request->emitted;
+  request->last_token = token.token;
+  if (request->emitted == 1) {
+    metrics_->ObserveTimeToFirstToken(Elapsed(request->submitted, now));
+  } else {
+    // Rows that decode together have waited alike, so the step reports them together.
+    const absl::Duration gap = Elapsed(request->latest_token, now);
+    if (gap != inter_token_gap_) ReportInterToken();
+    inter_token_gap_ = gap;
+    ++inter_token_count_;
+    request->latest_token = now;
+  }
+  if (request->emitted == request->max_new_tokens) {
+    FinishGeneration(request, FinishReason::kLength, -1, now);
+    return;
+  }
+  if (request->emitted == request->min_new_tokens) request->sampling.banned = {};
+  if (--request->until_backlog_check < 0) {
+    const int64_t limit = static_cast<int64_t>(options_.max_stream_backlog);
+    const int64_t backlog = Backlog(*request);
+    request->until_backlog_check = limit - backlog;
+    if (backlog > limit) policy_.Pause(request);
+  }
+}
+
+void StepLoop::ReportInterToken() {
+  if (inter_token_count_ > 0) {
+    metrics_->ObserveInterTokenLatency(inter_token_gap_, inter_token_count_);
+  }
+  inter_token_count_ = 0;
+}
+
+void StepLoop::HandleFault(const absl::Status& fault, absl::Time now) {
+  Log(LogLevel::kError, absl::StrCat("step of ", plan_.rows.size(), " rows, ", plan_.tokens,
+                                     " tokens: ", fault.ToString()));
+  FailPlanned(absl::InternalError("the device failed while it processed the request"), now);
+  // A refused call changed nothing: it is a fault of this program, and the device still serves.
+  if (absl::IsInvalidArgument(fault)) return;
+  broken_ = true;
+  {
+    absl::MutexLock lock(&mutex_);
+    faulted_ = true;
+  }
+  if (options_.fault_listener) options_.fault_listener();
+  FailAll(absl::UnavailableError("the device has failed"), now);
+}
+
+}  // namespace mmfree

@@ -1,0 +1,148 @@
+// The submitting side of the step loop: any thread. See step_loop.h.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/scheduler/step_loop.h"
+
+namespace mmfree {
+
+absl::Status StepLoop::CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= options_.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat(what, "[", i, "] is ", tokens[i],
+                                                     ", not a token id of the vocabulary of ",
+                                                     options_.vocab_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
+                                               std::shared_ptr<GenerationSink> sink) {
+  auto state = std::make_unique<RequestState>();
+  state->generation_sink = std::move(sink);
+  state->deadline = request.deadline;
+  state->max_new_tokens = request.max_new_tokens;
+  state->min_new_tokens = request.min_new_tokens;
+  state->num_eos = request.eos_token_ids.size();
+  state->end_tokens = std::move(request.eos_token_ids);
+  state->end_tokens.insert(state->end_tokens.end(), request.stop_token_ids.begin(),
+                           request.stop_token_ids.end());
+  state->first_position = request.first_position;
+  state->initial_state = std::move(request.initial_state);
+  state->priority = request.priority;
+  state->caller = std::move(request.caller);
+  state->tokens = std::move(request.prompt);
+  state->prompt_tokens = static_cast<int64_t>(state->tokens.size());
+  state->sampling = request.sampling;
+  state->sampling.banned = {};
+  if (state->min_new_tokens > 0) state->sampling.banned = state->end_tokens;
+  state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
+
+  absl::Status valid = absl::OkStatus();
+  if (state->tokens.empty()) valid = absl::InvalidArgumentError("the prompt has no token");
+  if (state->max_new_tokens < 0) valid = absl::InvalidArgumentError("max_new_tokens is negative");
+  if (state->end_tokens.size() > kMaxBannedTokens) {
+    valid = absl::InvalidArgumentError(absl::StrCat("at most ", kMaxBannedTokens,
+                                                    " token ids can end a generation, not ",
+                                                    state->end_tokens.size()));
+  }
+  if (state->initial_state != nullptr &&
+      static_cast<int64_t>(state->initial_state->size()) != backend_->info().state_floats) {
+    valid = absl::InvalidArgumentError(
+        absl::StrCat("the initial state has ", state->initial_state->size(),
+                     " numbers, one of this model has ", backend_->info().state_floats));
+  }
+  valid.Update(CheckTokens(state->tokens, "prompt"));
+  valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
+  return SubmitState(std::move(state), std::move(valid));
+}
+
+absl::StatusOr<RequestHandle> StepLoop::Submit(ScoreRequest request,
+                                               std::shared_ptr<ScoreSink> sink) {
+  auto state = std::make_unique<RequestState>();
+  state->score_sink = std::move(sink);
+  state->deadline = request.deadline;
+  state->last_logits = request.last_logits;
+  state->priority = request.priority;
+  state->caller = std::move(request.caller);
+  state->tokens = std::move(request.tokens);
+  const size_t count = state->tokens.size();
+  state->prompt_tokens = static_cast<int64_t>(count);
+
+  absl::Status valid = absl::OkStatus();
+  if (count == 0) valid = absl::InvalidArgumentError("there is no token to score");
+  valid.Update(CheckTokens(state->tokens, "tokens"));
+  if (valid.ok()) {
+    // Targets of a chunk are the tokens that follow; after the last one nothing is known.
+    state->tokens.push_back(-1);
+    state->score.logprobs.resize(count - 1);
+    state->score.argmax.resize(count);
+  }
+  return SubmitState(std::move(state), std::move(valid));
+}
+
+absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState> request,
+                                                    absl::Status valid) {
+  request->submitted = options_.clock->Now();
+  if (valid.ok() && request->deadline <= request->submitted) {
+    valid = absl::DeadlineExceededError("the deadline had passed on arrival");
+  }
+  if (valid.ok()) {
+    absl::MutexLock lock(&mutex_);
+    valid = Admit(*request);
+    if (valid.ok()) {
+      const RequestHandle handle = next_handle_++;
+      request->id = handle;
+      submissions_.push_back(std::move(request));
+      SetAdmissionGauges();
+      return handle;
+    }
+  }
+  metrics_->CountRequest(OutcomeOf(valid));
+  return valid;
+}
+
+absl::Status StepLoop::Admit(const RequestState& request) {
+  if (faulted_) return absl::UnavailableError("the device has failed");
+  if (draining_) return absl::UnavailableError("the server is draining");
+  return admission_.Admit(request.prompt_tokens);
+}
+
+void StepLoop::SetAdmissionGauges() {
+  metrics_->SetQueued(admission_.waiting());
+  metrics_->SetRunning(admission_.running());
+  metrics_->SetSlots(admission_.running(), backend_->info().num_slots);
+}
+
+void StepLoop::Cancel(RequestHandle handle) {
+  absl::MutexLock lock(&mutex_);
+  cancellations_.push_back(handle);
+}
+
+void StepLoop::Drain(absl::Time deadline) {
+  RequestHandle admitted = 0;
+  {
+    // Whatever is left runs or is paused, so the step thread looks at the deadline by itself.
+    absl::MutexLock lock(&mutex_);
+    draining_ = true;
+    drain_deadline_ = std::min(drain_deadline_, deadline);
+    mutex_.Await(absl::Condition(&admission_, &AdmissionControl::empty));
+    admitted = next_handle_ - 1;
+  }
+  // A request leaves the admission counts before its sink hears of the end.
+  delivery_.WaitForEnds(static_cast<int64_t>(admitted));
+}
+
+StepLoop::Load StepLoop::load() const {
+  absl::MutexLock lock(&mutex_);
+  Load load;
+  load.waiting = admission_.waiting();
+  load.waiting_tokens = admission_.waiting_tokens();
+  load.running = admission_.running();
+  load.estimated_wait = throughput_.EstimatedWait(admission_.departures_before_next());
+  return load;
+}
+
+}  // namespace mmfree
