@@ -3,6 +3,7 @@
 #include <prometheus/registry.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -27,12 +28,14 @@
 #include "server/backends/cpu/cpu_backend.h"
 #ifdef MMFREE_HAVE_CUDA
 #include "server/backends/cuda/cuda_backend.h"
+#include "server/backends/cuda/gpu_monitor.h"
 #endif
 #include "server/base/cpu_features.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/engine/engine.h"
 #include "server/metrics/exposer.h"
+#include "server/metrics/gpu_metrics.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
 #include "server/rpc/model_registry.h"
@@ -175,6 +178,30 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   return Engine::Create(options, model, tokenizer, std::move(backend), metrics);
 }
 
+// The metrics of the GPU, when an engine runs on it. Without them the server serves all the same.
+std::vector<std::shared_ptr<prometheus::Collectable>> DeviceMetrics(
+    const ServerFlags& flags, const std::vector<std::unique_ptr<Engine>>& engines) {
+  std::vector<std::shared_ptr<prometheus::Collectable>> metrics;
+#ifdef MMFREE_HAVE_CUDA
+  const bool used = std::any_of(engines.begin(), engines.end(), [](const auto& engine) {
+    return engine->backend_info().name == "cuda";
+  });
+  if (!used) return metrics;
+  absl::StatusOr<std::unique_ptr<GpuMonitor>> opened = GpuMonitor::Open(flags.device);
+  if (!opened.ok()) {
+    Log(LogLevel::kWarning, absl::StrCat("no metrics of the GPU: ", opened.status().message()));
+    return metrics;
+  }
+  const std::shared_ptr<const GpuMonitor> monitor = *std::move(opened);
+  metrics.push_back(std::make_shared<GpuMetrics>(std::vector<GpuMetrics::Gpu>{
+      {absl::StrCat(flags.device), monitor->name(), [monitor] { return monitor->Read(); }}}));
+#else
+  static_cast<void>(flags);
+  static_cast<void>(engines);
+#endif
+  return metrics;
+}
+
 Server::Options ServerOptions(const ServerFlags& flags) {
   Server::Options options;
   options.listen = flags.listen;
@@ -223,7 +250,8 @@ absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
   }
   std::unique_ptr<MetricsExposer> exposer;
   if (!flags.metrics_listen.empty()) {
-    MMFREE_ASSIGN_OR_RETURN(exposer, StartExposer(flags.metrics_listen, registry));
+    MMFREE_ASSIGN_OR_RETURN(
+        exposer, StartExposer(flags.metrics_listen, registry, DeviceMetrics(flags, engines)));
   }
   MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
                           Server::Start(ServerOptions(flags), &models, metrics.get()));

@@ -91,13 +91,12 @@ absl::Status TryToListen(absl::string_view asked, const ResolvedAddress& address
 
 class MetricsExposerImpl final : public MetricsExposer {
  public:
-  MetricsExposerImpl(const ResolvedAddress& address, std::shared_ptr<prometheus::Registry> registry)
+  MetricsExposerImpl(const ResolvedAddress& address,
+                     std::vector<std::shared_ptr<prometheus::Collectable>> served)
       : address_(address),
-        registry_(std::move(registry)),
-        process_(std::make_shared<ProcessMetrics>()),
+        served_(std::move(served)),
         exposer_(std::make_unique<prometheus::Exposer>(address.numeric, /*num_threads=*/2)) {
-    exposer_->RegisterCollectable(registry_);
-    exposer_->RegisterCollectable(process_);
+    for (const auto& collectable : served_) exposer_->RegisterCollectable(collectable);
     const std::vector<int> ports = exposer_->GetListeningPorts();
     if (!ports.empty()) port_ = ports[0];
   }
@@ -132,8 +131,7 @@ class MetricsExposerImpl final : public MetricsExposer {
 
   const ResolvedAddress address_;
   // The exposer only holds weak pointers to what it serves.
-  const std::shared_ptr<prometheus::Registry> registry_;
-  const std::shared_ptr<ProcessMetrics> process_;
+  const std::vector<std::shared_ptr<prometheus::Collectable>> served_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   int port_ = 0;
 };
@@ -141,11 +139,14 @@ class MetricsExposerImpl final : public MetricsExposer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MetricsExposer>> StartExposer(
-    absl::string_view address, std::shared_ptr<prometheus::Registry> registry) {
+    absl::string_view address, std::shared_ptr<prometheus::Registry> registry,
+    std::vector<std::shared_ptr<prometheus::Collectable>> others) {
   MMFREE_ASSIGN_OR_RETURN(const ResolvedAddress resolved, Resolve(address));
   MMFREE_RETURN_IF_ERROR(TryToListen(address, resolved));
+  others.push_back(std::move(registry));
+  others.push_back(std::make_shared<ProcessMetrics>());
   try {
-    return std::make_unique<MetricsExposerImpl>(resolved, std::move(registry));
+    return std::make_unique<MetricsExposerImpl>(resolved, std::move(others));
   } catch (const std::exception& error) {
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", address, " for metrics: ", error.what()));

@@ -9,14 +9,26 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/backends/cpu/cpu_backend.h"
+#include "server/backends/cpu/thread_pool.h"
 #include "server/backends/cpu/topology.h"
+#ifdef MMFREE_HAVE_CUDA
+#include "server/backends/cuda/cuda_backend.h"
+#include "server/backends/cuda/gpu_monitor.h"
+#include "server/backends/cuda/read_bandwidth.h"
+#endif
 #include "server/base/status_macros.h"
 #include "server/model/config.h"
+#include "tests/bench/read_bandwidth.h"
 
 namespace mmfree {
 namespace {
 
 constexpr uint64_t kSeed = 1;
+
+absl::Status NotBuiltIn(const BenchOptions& options) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("--backend=", options.backend, " is not built into this program"));
+}
 
 }  // namespace
 
@@ -44,8 +56,44 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBenchBackend(const BenchOptions& op
     cpu.max_step_tokens = max_step_tokens;
     return CreateCpuBackend(std::move(model), cpu);
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--backend=", options.backend, " is not built into this program"));
+#ifdef MMFREE_HAVE_CUDA
+  if (options.backend == "cuda") {
+    CudaBackendOptions cuda;
+    cuda.num_slots = num_slots;
+    cuda.max_step_tokens = max_step_tokens;
+    return CreateCudaBackend(std::move(model), cuda);
+  }
+#endif
+  return NotBuiltIn(options);
+}
+
+absl::StatusOr<BenchProbes> MakeBenchProbes(const BenchOptions& options, int64_t weight_bytes) {
+  BenchProbes probes;
+  if (options.backend == "cpu") {
+    const auto pool = std::make_shared<cpu::ThreadPool>(BenchThreads(options), options.pin_threads);
+    const auto reads = std::make_shared<ReadBandwidth>(weight_bytes, pool.get());
+    probes.read_bandwidth = [pool, reads] { return reads->Measure(); };
+    probes.energy_joules = [] { return std::nullopt; };
+    return probes;
+  }
+#ifdef MMFREE_HAVE_CUDA
+  if (options.backend == "cuda") {
+    MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<GpuReadBandwidth> opened,
+                            GpuReadBandwidth::Create(/*device=*/0, weight_bytes));
+    const std::shared_ptr<GpuReadBandwidth> reads = std::move(opened);
+    probes.read_bandwidth = [reads] { return reads->Measure(); };
+    absl::StatusOr<std::unique_ptr<GpuMonitor>> found = GpuMonitor::Open(/*device=*/0);
+    if (found.ok()) {
+      const std::shared_ptr<GpuMonitor> monitor = *std::move(found);
+      probes.energy_joules = [monitor] { return monitor->Read().energy_joules; };
+    } else {
+      std::cerr << "no energy figures: " << found.status().message() << "\n";
+      probes.energy_joules = [] { return std::nullopt; };
+    }
+    return probes;
+  }
+#endif
+  return NotBuiltIn(options);
 }
 
 int32_t BenchThreads(const BenchOptions& options) {

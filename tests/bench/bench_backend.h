@@ -3,7 +3,9 @@
 #define MMFREE_TESTS_BENCH_BENCH_BACKEND_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "server/backends/backend.h"
@@ -20,6 +22,14 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBenchBackend(const BenchOptions& op
                                                           std::shared_ptr<const Model> model,
                                                           int32_t num_slots,
                                                           int32_t max_step_tokens);
+
+// What the limits and the energy of a backend are measured with.
+struct BenchProbes {
+  std::function<double()> read_bandwidth;  // one pass of plain reads, bytes per second
+  std::function<std::optional<double>()> energy_joules;  // used so far, where the device tells
+};
+// `weight_bytes` of the step; the processor's reads are by as many threads as its backend has.
+absl::StatusOr<BenchProbes> MakeBenchProbes(const BenchOptions& options, int64_t weight_bytes);
 
 // options.threads, or what 0 stands for.
 int32_t BenchThreads(const BenchOptions& options);

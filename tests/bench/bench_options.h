@@ -8,7 +8,7 @@
 namespace mmfree {
 
 struct BenchOptions {
-  std::string backend = "cpu";
+  std::string backend = "cpu";  // or "cuda"
   std::string shape = "370m";
   std::string cpu_isa = "auto";
   std::string model;    // load_model: a directory

@@ -14,7 +14,7 @@
 #include "tests/bench/load_bench.h"
 #include "tests/bench/step_bench.h"
 
-ABSL_FLAG(std::string, backend, "cpu", "backend to measure: cpu");
+ABSL_FLAG(std::string, backend, "cpu", "backend to measure: cpu or cuda");
 ABSL_FLAG(std::string, shape, "370m", "model shape: tales, 370m, 1.3b, 2.7b or 13b");
 ABSL_FLAG(std::string, cpu_isa, "auto", "cpu: auto, scalar, avx2, avx512 or amx");
 ABSL_FLAG(std::string, model, "", "load_model: the model directory");
@@ -34,7 +34,7 @@ constexpr char kHelp[] = R"(mmfree-bench: measures a backend on seeded random te
   mmfree-bench kernels    [--shape=370m] [--batch=1]    each operation of a step by itself
   mmfree-bench load_model --model=DIR                   loading a model directory
 
-  --backend=cpu           backend to measure
+  --backend=cpu           backend to measure: cpu, or cuda where it is built in
   --shape=NAME            tales, 370m, 1.3b, 2.7b or 13b
   --cpu_isa=auto          auto, scalar, avx2, avx512 or amx
   --threads=0             0: one for each physical core
@@ -45,7 +45,8 @@ constexpr char kHelp[] = R"(mmfree-bench: measures a backend on seeded random te
   --json                  print one JSON object
 
 decode, prefill and kernels also measure the bandwidth of plain reads in the same run, with the same
-threads, over a buffer as large as the weights (and several times the last-level cache). Times are
+threads or on the same GPU, over a buffer as large as the weights (and several times the last-level
+cache). Times are
 those of the fastest step, bandwidths those of the fastest pass: other work on the machine slows
 single steps. decode's bandwidth_share says how much of the plain reads' bandwidth the weights were
 read with; with several tokens a step, arithmetic and not memory is the limit.

@@ -13,8 +13,11 @@ void PrintStepReport(const BenchOptions& options, const BackendInfo& backend,
   const double tokens_per_s = 1e6 * options.batch * report.tokens / report.step_us;
   const double share =
       static_cast<double>(report.bytes_per_step) / (report.step_us * 1e-6) / report.read_bandwidth;
+  // Four weights a byte, a multiply and an add each; norms and vectors do not count.
+  const double tera_operations = static_cast<double>(report.bytes_per_step) * 8.0 * options.batch *
+                                 report.tokens / report.step_us * 1e-6;
   if (options.json) {
-    const nlohmann::ordered_json json = {
+    nlohmann::ordered_json json = {
         {"benchmark", report.benchmark},
         {"shape", options.shape},
         {"backend", backend.name},
@@ -30,7 +33,11 @@ void PrintStepReport(const BenchOptions& options, const BackendInfo& backend,
         {"bytes_per_step", report.bytes_per_step},
         {"read_bandwidth_gb_s", report.read_bandwidth * 1e-9},
         {"bandwidth_share", share},
+        {"tera_operations_per_s", tera_operations},
+        {"weight_bytes", backend.weight_bytes},
+        {"state_bytes", backend.state_bytes},
     };
+    if (report.joules_per_token.has_value()) json["joules_per_token"] = *report.joules_per_token;
     std::cout << json.dump() << std::endl;
     return;
   }
@@ -48,6 +55,9 @@ void PrintStepReport(const BenchOptions& options, const BackendInfo& backend,
                    static_cast<double>(report.bytes_per_step) / report.step_us * 1e-3,
                    report.read_bandwidth * 1e-9, share * 100)
             << std::flush;
+  if (report.joules_per_token.has_value()) {
+    std::cout << absl::StreamFormat("  %10.4f J a token\n", *report.joules_per_token) << std::flush;
+  }
 }
 
 void PrintKernelReports(const BenchOptions& options, int32_t threads, const std::string& isa,

@@ -3,6 +3,7 @@
 #define MMFREE_TESTS_BENCH_REPORT_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,8 @@ struct StepReport {
   double step_us = 0;
   double median_step_us = 0;
   int64_t bytes_per_step = 0;
-  double read_bandwidth = 0;  // bytes per second
+  double read_bandwidth = 0;               // bytes per second
+  std::optional<double> joules_per_token;  // over all measured steps, where the device tells
 };
 
 void PrintStepReport(const BenchOptions& options, const BackendInfo& backend,

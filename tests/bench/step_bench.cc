@@ -4,13 +4,12 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "server/backends/backend.h"
-#include "server/backends/cpu/thread_pool.h"
 #include "server/base/status_macros.h"
 #include "tests/bench/bench_backend.h"
-#include "tests/bench/read_bandwidth.h"
 #include "tests/bench/report.h"
 
 namespace mmfree {
@@ -67,24 +66,31 @@ absl::Status BenchSteps(const BenchOptions& options, StepReport report) {
       MakeBenchBackend(options, model, options.batch, options.batch * report.tokens));
   report.threads = BenchThreads(options);
   report.bytes_per_step = WeightBytesPerStep(*model);
-  cpu::ThreadPool pool(report.threads, options.pin_threads);
-  ReadBandwidth reads(report.bytes_per_step, &pool);
+  MMFREE_ASSIGN_OR_RETURN(const BenchProbes probes,
+                          MakeBenchProbes(options, report.bytes_per_step));
   Driver driver(backend.get(), options.batch, report.tokens, model->config().vocab_size);
 
   MMFREE_RETURN_IF_ERROR(driver.Step().status());  // touches every page
   std::vector<double> times;
+  double joules = 0;
   for (int round = 0; round < kRounds; ++round) {
     for (int i = 0; i < 3; ++i)
-      report.read_bandwidth = std::max(report.read_bandwidth, reads.Measure());
+      report.read_bandwidth = std::max(report.read_bandwidth, probes.read_bandwidth());
     const auto end =
         SteadyClock::now() + std::chrono::duration_cast<SteadyClock::duration>(
                                  std::chrono::duration<double>(options.seconds / kRounds));
+    const std::optional<double> energy_before = probes.energy_joules();
     do {
       MMFREE_ASSIGN_OR_RETURN(const double seconds, driver.Step());
       times.push_back(seconds);
     } while (SteadyClock::now() < end);
+    if (energy_before.has_value()) joules += probes.energy_joules().value_or(0) - *energy_before;
   }
   report.steps = static_cast<int64_t>(times.size());
+  if (joules > 0) {
+    report.joules_per_token =
+        joules / (static_cast<double>(report.steps) * options.batch * report.tokens);
+  }
   std::sort(times.begin(), times.end());
   report.step_us = times.front() * 1e6;
   report.median_step_us = times[times.size() / 2] * 1e6;

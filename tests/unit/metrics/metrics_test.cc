@@ -23,6 +23,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "server/metrics/exposer.h"
+#include "server/metrics/gpu_metrics.h"
 
 namespace mmfree {
 namespace {
@@ -252,6 +253,39 @@ TEST_F(MetricsTest, APortInUseIsAClearError) {
   EXPECT_THAT(std::string(second.status().message()),
               AllOf(HasSubstr(absl::StrCat("127.0.0.1:", exposer_->port())),
                     HasSubstr("Address already in use")));
+}
+
+TEST(GpuMetricsTest, EachDeviceIsRepeatedAtEveryScrapeWithWhatItTells) {
+  double joules = 1;
+  GpuReading whole;
+  whole.memory_used_bytes = 3e9;
+  whole.memory_total_bytes = 8e9;
+  whole.utilization = 0.25;
+  whole.power_watts = 350.5;
+  const auto first = [&joules, whole] {
+    GpuReading reading = whole;
+    reading.energy_joules = joules;
+    return reading;
+  };
+  GpuReading partial;
+  partial.memory_used_bytes = 7;
+  const auto gpus = std::make_shared<GpuMetrics>(std::vector<GpuMetrics::Gpu>{
+      {"0", "NVIDIA H200", first}, {"3", "other", [partial] { return partial; }}});
+  const auto exposer =
+      StartExposer("127.0.0.1:0", std::make_shared<prometheus::Registry>(), {gpus});
+  ASSERT_TRUE(exposer.ok()) << exposer.status();
+  std::map<std::string, double> samples = Samples(Scrape((*exposer)->port()));
+  const std::string labels = R"({gpu="0",name="NVIDIA H200"})";
+  EXPECT_EQ(samples.at("mmfree_gpu_memory_used_bytes" + labels), 3e9);
+  EXPECT_EQ(samples.at("mmfree_gpu_memory_total_bytes" + labels), 8e9);
+  EXPECT_EQ(samples.at("mmfree_gpu_utilization_ratio" + labels), 0.25);
+  EXPECT_EQ(samples.at("mmfree_gpu_power_watts" + labels), 350.5);
+  EXPECT_EQ(samples.at("mmfree_gpu_energy_joules_total" + labels), 1);
+  EXPECT_EQ(samples.at(R"(mmfree_gpu_memory_used_bytes{gpu="3",name="other"})"), 7);
+  EXPECT_EQ(samples.count(R"(mmfree_gpu_power_watts{gpu="3",name="other"})"), 0u);
+  joules = 2.5;
+  samples = Samples(Scrape((*exposer)->port()));
+  EXPECT_EQ(samples.at("mmfree_gpu_energy_joules_total" + labels), 2.5);
 }
 
 TEST(ExposerTest, AddressesThatAreNotHostAndPortAreRefused) {
