@@ -172,6 +172,26 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(absl::string_view text,
   return config;
 }
 
+std::string ModelConfig::ToJson() const {
+  const nlohmann::ordered_json config = {
+      {"model_type", "hgrn_bit"},
+      {"vocab_size", vocab_size},
+      {"hidden_size", hidden_size},
+      {"intermediate_size", intermediate_size},
+      {"num_hidden_layers", num_layers},
+      {"num_heads", 1},
+      {"expand_ratio", 1},
+      {"use_short_conv", false},
+      {"use_lower_bound", use_lower_bound},
+      {"hidden_act", "swish"},
+      {"rms_norm_eps", static_cast<double>(rms_norm_eps)},
+      {"tie_word_embeddings", false},
+      {"bos_token_id", bos_token_id},
+      {"eos_token_id", eos_token_id},
+  };
+  return config.dump(1) + "\n";
+}
+
 // Ranges: vocab_size [1, 2^24], hidden_size [1, 65536], intermediate_size [1, 131072],
 // num_hidden_layers [1, 1024], token ids [0, vocab_size), rms_norm_eps (0, 1].
 absl::Status ModelConfig::Validate(absl::string_view source) const {

@@ -30,6 +30,9 @@ struct ModelConfig {
   // embeddings, ...).
   static absl::StatusOr<ModelConfig> FromJson(absl::string_view text, absl::string_view source);
 
+  // A config.json that FromJson reads back as this.
+  std::string ToJson() const;
+
   // INVALID_ARGUMENT unless every size is in its range (documented in config.cc).
   absl::Status Validate(absl::string_view source) const;
 

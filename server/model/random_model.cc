@@ -1,4 +1,5 @@
-// Model::Random: weights made in memory for benchmarks and tests.
+#include "server/model/random_model.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include "server/base/numerics.h"
 #include "server/model/layout.h"
 #include "server/model/model.h"
+#include "server/model/packed.h"
 #include "server/model/parallel.h"
 #include "server/model/region.h"
 #include "server/model/sha256.h"
@@ -84,9 +86,8 @@ struct Chunk {
   int64_t bytes;
 };
 
-}  // namespace
-
-std::shared_ptr<const Model> Model::Random(const ModelConfig& config, uint64_t seed) {
+// Everything but the hashes and the digest.
+StoredModel::Parts RandomParts(const ModelConfig& config, uint64_t seed) {
   StoredModel::Parts parts;
   parts.config = config;
   parts.embedding_dtype = DType::kF16;
@@ -142,6 +143,13 @@ std::shared_ptr<const Model> Model::Random(const ModelConfig& config, uint64_t s
       for (int64_t k = 0; k < tensor.cols; ++k) bound[k] *= fraction;
     }
   }
+  return parts;
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> Model::Random(const ModelConfig& config, uint64_t seed) {
+  StoredModel::Parts parts = RandomParts(config, seed);
   // SHA-256 of what determines the weights: hashing gigabytes would take longer than making them.
   parts.digest =
       Sha256Hex(absl::StrCat("mmfree random model 1\n", config.vocab_size, " ", config.hidden_size,
@@ -149,6 +157,19 @@ std::shared_ptr<const Model> Model::Random(const ModelConfig& config, uint64_t s
                              FloatToBits(config.rms_norm_eps), " ", config.use_lower_bound ? 1 : 0,
                              " ", config.bos_token_id, " ", config.eos_token_id, " ", seed, "\n"));
 
+  return std::make_shared<StoredModel>(std::move(parts));
+}
+
+std::shared_ptr<const StoredModel> HashedRandomModel(const ModelConfig& config, uint64_t seed) {
+  StoredModel::Parts parts = RandomParts(config, seed);
+  const std::vector<PackedTensor>& tensors = parts.layout.tensors;
+  parts.sha256.resize(tensors.size());
+  ParallelFor(static_cast<int64_t>(tensors.size()), 0, [&](int64_t t) {
+    parts.sha256[t] =
+        Sha256Hex(absl::MakeConstSpan(parts.data[t], static_cast<size_t>(tensors[t].bytes)));
+  });
+  parts.digest =
+      ModelDigest(config, parts.embedding_dtype, parts.layout, parts.scales, parts.sha256);
   return std::make_shared<StoredModel>(std::move(parts));
 }
 

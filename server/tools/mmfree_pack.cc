@@ -16,6 +16,7 @@
 
 ABSL_FLAG(bool, verify, false, "check a packed model against its hashes instead of packing");
 ABSL_FLAG(bool, force, false, "write into a directory that holds something else");
+ABSL_FLAG(std::string, random, "", "write random weights of this shape");
 ABSL_FLAG(int32_t, threads, 0, "threads; 0: one for each processor");
 
 namespace {
@@ -25,6 +26,7 @@ constexpr char kHelp[] =
 
   mmfree-pack [--force] [--threads=N] IN_DIR OUT_DIR
   mmfree-pack --verify [--threads=N] DIR
+  mmfree-pack --random=SHAPE TOKENIZER_DIR OUT_DIR
 
 IN_DIR holds config.json, tokenizer.model and model.safetensors, or shards with
 model.safetensors.index.json (F32, F16 or BF16). OUT_DIR gets config.json and the tokenizer's files
@@ -34,6 +36,10 @@ again. Files in OUT_DIR are replaced by rename, so a server that runs on the old
 disturbed.
 
   --force      write even if OUT_DIR holds something that is not a packed model
+  --random=SHAPE
+               write seeded random weights of a published shape (tales, 370m, 1.3b, 2.7b or 13b)
+               with the tokenizer of TOKENIZER_DIR, to try and measure a server without the
+               checkpoint: it is as fast as the real one and says nothing sensible
   --threads=N  threads to work with; default 0: one for each processor
   --verify     read a packed model whole and check every tensor against its SHA-256
 
@@ -77,6 +83,8 @@ int main(int argc, char** argv) {
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const bool verify = absl::GetFlag(FLAGS_verify);
   if (absl::GetFlag(FLAGS_threads) < 0) return Usage("--threads must be at least 0");
+  const std::string random = absl::GetFlag(FLAGS_random);
+  if (verify && !random.empty()) return Usage("--verify and --random exclude each other");
   if (verify && arguments.size() != 2) return Usage("--verify takes one directory");
   if (!verify && arguments.size() != 3) return Usage("expected IN_DIR and OUT_DIR");
 
@@ -95,6 +103,7 @@ int main(int argc, char** argv) {
   }
   mmfree::PackOptions options;
   options.input = arguments[1];
+  options.random_shape = random;
   options.output = arguments[2];
   options.force = absl::GetFlag(FLAGS_force);
   options.threads = absl::GetFlag(FLAGS_threads);

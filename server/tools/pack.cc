@@ -19,6 +19,7 @@
 #include "server/model/checkpoint.h"
 #include "server/model/loader.h"
 #include "server/model/packed.h"
+#include "server/model/random_model.h"
 #include "server/model/region.h"
 #include "server/model/safetensors.h"
 
@@ -27,6 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr uint64_t kRandomSeed = 1;
 constexpr const char* kTokenizerFile = "tokenizer.model";
 // Copied as they are. Those that the input lacks are removed from the output, so that the output is
 // a function of the input.
@@ -107,20 +109,32 @@ absl::Status CheckOutput(const PackOptions& options) {
 // Read before anything is written, so that an incomplete input leaves the output alone.
 struct SideFile {
   std::string name;
-  Region content;
+  std::string content;
+
+  absl::Span<const uint8_t> bytes() const {
+    return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(content.data()), content.size());
+  }
 };
 
-absl::StatusOr<std::vector<SideFile>> ReadSideFiles(const std::string& input) {
+absl::StatusOr<std::string> ReadWhole(const std::string& path) {
+  MMFREE_ASSIGN_OR_RETURN(const Region file, Region::MapFile(path));
+  return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+}
+
+// `config`: the text of config.json, where it is not the input's.
+absl::StatusOr<std::vector<SideFile>> ReadSideFiles(const std::string& input, std::string config) {
   std::vector<SideFile> files;
-  MMFREE_ASSIGN_OR_RETURN(Region tokenizer, Region::MapFile(Join(input, kTokenizerFile)));
+  MMFREE_ASSIGN_OR_RETURN(std::string tokenizer, ReadWhole(Join(input, kTokenizerFile)));
   files.push_back({kTokenizerFile, std::move(tokenizer)});
   for (const char* const name : kOptionalFiles) {
-    absl::StatusOr<Region> content = Region::MapFile(Join(input, name));
+    absl::StatusOr<std::string> content = ReadWhole(Join(input, name));
     if (absl::IsNotFound(content.status())) continue;
     MMFREE_RETURN_IF_ERROR(content.status());
     files.push_back({name, *std::move(content)});
   }
-  MMFREE_ASSIGN_OR_RETURN(Region config, Region::MapFile(Join(input, kConfigFile)));
+  if (config.empty()) {
+    MMFREE_ASSIGN_OR_RETURN(config, ReadWhole(Join(input, kConfigFile)));
+  }
   files.push_back({kConfigFile, std::move(config)});
   return files;
 }
@@ -177,17 +191,25 @@ absl::StatusOr<std::shared_ptr<const StoredModel>> Load(const std::string& direc
 absl::StatusOr<PackReport> Pack(const PackOptions& options) {
   MMFREE_RETURN_IF_ERROR(CheckOutput(options));
   PackReport report;
-  MMFREE_ASSIGN_OR_RETURN(
-      const std::shared_ptr<const StoredModel> model,
-      Load(options.input, options.threads, options.progress, &report.input_bytes));
-  MMFREE_ASSIGN_OR_RETURN(const std::vector<SideFile> side_files, ReadSideFiles(options.input));
+  std::shared_ptr<const StoredModel> model;
+  std::string config_text;
+  if (options.random_shape.empty()) {
+    MMFREE_ASSIGN_OR_RETURN(
+        model, Load(options.input, options.threads, options.progress, &report.input_bytes));
+  } else {
+    MMFREE_ASSIGN_OR_RETURN(const ModelConfig config, ConfigForShape(options.random_shape));
+    config_text = config.ToJson();
+    model = HashedRandomModel(config, kRandomSeed);
+  }
+  MMFREE_ASSIGN_OR_RETURN(const std::vector<SideFile> side_files,
+                          ReadSideFiles(options.input, std::move(config_text)));
 
   if (mkdir(options.output.c_str(), 0755) != 0 && errno != EEXIST) {
     return CannotWrite(options.output, errno);
   }
   MMFREE_RETURN_IF_ERROR(RemoveStaleFiles(options.output, side_files));
   for (const SideFile& file : side_files) {
-    MMFREE_RETURN_IF_ERROR(ReplaceFile(Join(options.output, file.name), {file.content.bytes()}));
+    MMFREE_RETURN_IF_ERROR(ReplaceFile(Join(options.output, file.name), {file.bytes()}));
     report.output_bytes += file.content.size();
     report.files.push_back(file.name);
   }

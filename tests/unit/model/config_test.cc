@@ -161,6 +161,17 @@ TEST(ConfigTest, RefusesWhatIsNotAJsonObject) {
   EXPECT_THAT(parse(std::string(2 << 20, ' ')), StatusIs(kInvalid, HasSubstr("bytes of JSON")));
 }
 
+TEST(ConfigTest, WhatToJsonWritesIsReadBackTheSame) {
+  for (const char* shape : {"tales", "370m", "13b"}) {
+    ModelConfig config = *ConfigForShape(shape);
+    config.use_lower_bound = false;
+    config.eos_token_id = 7;
+    const absl::StatusOr<ModelConfig> read = ModelConfig::FromJson(config.ToJson(), "config.json");
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(*read, config);
+  }
+}
+
 TEST(ConfigTest, NamedShapesAreValidAndOthersAreRefused) {
   for (const char* const shape : {"tales", "370m", "1.3b", "2.7b", "13b"}) {
     const absl::StatusOr<ModelConfig> config = ConfigForShape(shape);

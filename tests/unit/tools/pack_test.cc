@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -168,6 +169,34 @@ TEST_F(PackTest, RefusesOutputsThatCannotBe) {
   EXPECT_THAT(Pack(options_), StatusIs(kFailed, HasSubstr("cannot write")));
   EXPECT_THAT(FilesIn(options_.output),
               UnorderedElementsAre("tokenizer.model", "config.json", "model.safetensors"));
+}
+
+TEST_F(PackTest, RandomWeightsOfAShapeAreWrittenVerifiableAndRepeatable) {
+  options_.random_shape = "tales";
+  const absl::StatusOr<PackReport> report = Pack(options_);
+  ASSERT_THAT(report, IsOk());
+  EXPECT_THAT(VerifyPacked(options_.output, 0, nullptr), IsOk());
+  const std::string weights = ReadFile(Out("model.safetensors"));
+  ASSERT_THAT(Pack(options_), IsOk());
+  EXPECT_TRUE(ReadFile(Out("model.safetensors")) == weights);
+
+  const absl::StatusOr<std::shared_ptr<const Model>> model = Model::Load(options_.output);
+  ASSERT_THAT(model, IsOk());
+  const ModelConfig config = *ConfigForShape("tales");
+  EXPECT_EQ((*model)->config(), config);
+  EXPECT_EQ((*model)->digest(), report->digest);
+  const std::shared_ptr<const Model> random = Model::Random(config, 1);
+  const TernaryMatrix& written = (*model)->layers()[2].gate;
+  const TernaryMatrix& made = random->layers()[2].gate;
+  EXPECT_EQ(written.scale, made.scale);
+  ASSERT_EQ(written.bytes(), made.bytes());
+  EXPECT_EQ(memcmp(written.codes, made.codes, static_cast<size_t>(made.bytes())), 0);
+}
+
+TEST_F(PackTest, AnUnknownRandomShapeIsRefusedWithTheNames) {
+  options_.random_shape = "7b";
+  EXPECT_THAT(Pack(options_), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("370m")));
+  EXPECT_FALSE(fs::exists(options_.output));
 }
 
 TEST_F(PackTest, OnlyAPackedModelCanBeVerified) {
