@@ -45,7 +45,12 @@ std::unique_ptr<Command> MakeHealthCommand();
 // INVALID_ARGUMENT unless there are none.
 absl::Status ExpectNoArguments(const std::vector<std::string>& arguments);
 
-// The content of a file, of the standard input for "-". INVALID_ARGUMENT when it cannot be read.
+// INVALID_ARGUMENT unless `text`, which errors call `what`, is UTF-8: protobuf's strings are, and a
+// server cannot even parse a request where one is not.
+absl::Status CheckUtf8(absl::string_view what, absl::string_view text);
+
+// The content of a file, of the standard input for "-". INVALID_ARGUMENT when it cannot be read or
+// is not UTF-8.
 absl::StatusOr<std::string> ReadInput(const std::string& path);
 
 // One line to the standard output, written at once.

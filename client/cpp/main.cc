@@ -1,4 +1,5 @@
 // mmfree: the command-line client of mmfree-server.
+#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -75,10 +76,11 @@ std::string Help(const FlagSet& globals) {
     line.resize(16, ' ');
     absl::StrAppend(&help, line, command.summary, "\n");
   }
-  absl::StrAppend(&help, "\n", globals.Help(),
-                  "\nExample:\n  mmfree generate --prompt=\"Once upon a time\" --max_tokens=100\n\n"
-                  "Exit status: 0 done; 1 the server refused or could not be reached; 2 wrong\n"
-                  "command line; 130 Ctrl-C.\n");
+  absl::StrAppend(
+      &help, "\n", globals.Help(),
+      "\nExample:\n  mmfree generate --prompt=\"Once upon a time\" --max_tokens=100\n\n"
+      "Exit status: 0 done; 1 the server refused or could not be reached, or the output\n"
+      "could not be written; 2 wrong command line; 130 Ctrl-C.\n");
   return help;
 }
 
@@ -105,7 +107,18 @@ int RpcError(const absl::Status& status, const std::string& server) {
   return kExitFailure;
 }
 
+// Output that did not arrive (a full disk) must not look like success.
+int ExitStatus(int status) {
+  if (fflush(stdout) == 0 && ferror(stdout) == 0) return status;
+  std::cerr << "mmfree: cannot write the standard output\n";
+  return status == kExitOk ? kExitFailure : status;
+}
+
 int Main(const std::vector<std::string>& arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const absl::Status status = CheckUtf8(absl::StrCat("argument ", i + 1), arguments[i]);
+    if (!status.ok()) return UsageError(status, "");
+  }
   Globals globals;
   if (const char* server = std::getenv("MMFREE_SERVER"); server != nullptr && *server != '\0') {
     globals.client.server = server;
@@ -153,5 +166,5 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace mmfree
 
 int main(int argc, char** argv) {
-  return mmfree::Main(std::vector<std::string>(argv + 1, argv + argc));
+  return mmfree::ExitStatus(mmfree::Main(std::vector<std::string>(argv + 1, argv + argc)));
 }

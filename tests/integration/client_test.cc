@@ -1,6 +1,7 @@
 // The `mmfree` command against a real server: what it prints and how it exits.
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -187,6 +188,9 @@ TEST_F(ClientTest, UsageErrorsExitWithTwoAndAHint) {
       {"generate", "--prompt=a", "--max_tokens=-1"},
       {"generate", "--prompt=a", "--logprobs"},
       {"generate", "--prompt_file=/no/such/file"},
+      {"tokenize", "--text_file=/tmp"},
+      {"generate", "--prompt=caf\xE9"},
+      {"health", "--service=\xFF"},
       {"score", "--text=a", "--last_logits"},
       {"models"},
       {"detokenize"},
@@ -202,6 +206,29 @@ TEST_F(ClientTest, UsageErrorsExitWithTwoAndAHint) {
     EXPECT_THAT(result->out, IsEmpty());
     EXPECT_THAT(result->err, HasSubstr("--help"));
   }
+}
+
+// A server cannot even parse a request with a string that is not UTF-8, so it could not explain.
+TEST_F(ClientTest, TextInAnotherEncodingIsRefusedWithItsPlace) {
+  const TempDirectory directory;
+  const std::string latin1 = directory.File("latin1.txt");
+  WriteFile(latin1, "na\xEFve");
+  const absl::StatusOr<ProgramResult> result =
+      RunProgram({BuiltProgram("mmfree"), "score", "--text_file=" + latin1});
+  ASSERT_THAT(result, IsOk());
+  EXPECT_EQ(result->exit_code, 2);
+  EXPECT_THAT(result->err, AllOf(HasSubstr(latin1), HasSubstr("not valid UTF-8 at byte 2")));
+}
+
+TEST_F(ClientTest, OutputThatCannotBeWrittenIsAFailure) {
+  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "this system has no /dev/full";
+  StartServer();
+  const absl::StatusOr<ProgramResult> result =
+      RunProgram({"/bin/sh", "-c", "exec \"$0\" \"$@\" > /dev/full", BuiltProgram("mmfree"),
+                  "--server=" + server_->address(), "generate", "--prompt=Once", "--max_tokens=3"});
+  ASSERT_THAT(result, IsOk());
+  EXPECT_EQ(result->exit_code, 1);
+  EXPECT_THAT(result->err, HasSubstr("standard output"));
 }
 
 TEST_F(ClientTest, EveryCommandExplainsItself) {
