@@ -40,6 +40,7 @@
 #include "server/model/model.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/server.h"
+#include "server/rpc/tls.h"
 #include "server/server_flags.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -214,6 +215,27 @@ Server::Options ServerOptions(const ServerFlags& flags) {
   return options;
 }
 
+// Makes way for the port file, whose existence says that the server is serving: one of an earlier
+// run would lie. Only ever removes a regular file.
+absl::Status ClearPortFile(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type == fs::file_type::not_found) {
+    const fs::path parent = fs::path(path).parent_path();
+    if (parent.empty() || fs::is_directory(parent, error)) return absl::OkStatus();
+    return absl::NotFoundError(
+        absl::StrCat("--port_file: cannot write ", path, ": its directory does not exist"));
+  }
+  if (type != fs::file_type::regular) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--port_file: ", path, " is there already and not a regular file"));
+  }
+  if (fs::remove(path, error)) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("--port_file: cannot replace ", path, ": ", error.message()));
+}
+
 // Appears whole or not at all.
 absl::Status WritePortFile(const std::string& path, const std::string& content) {
   const std::string temporary = absl::StrCat(path, ".", getpid());
@@ -230,11 +252,9 @@ absl::Status WritePortFile(const std::string& path, const std::string& content) 
 }
 
 absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
-  // Its existence says that the server is serving: one of an earlier run would lie.
-  if (!flags.port_file.empty()) {
-    std::error_code ignored;
-    std::filesystem::remove(flags.port_file, ignored);
-  }
+  if (!flags.port_file.empty()) MMFREE_RETURN_IF_ERROR(ClearPortFile(flags.port_file));
+  // Again when the server starts; here so that a wrong file is found before the models are loaded.
+  MMFREE_RETURN_IF_ERROR(MakeServerCredentials(ServerOptions(flags).tls).status());
   const auto registry = std::make_shared<prometheus::Registry>();
   const std::unique_ptr<Metrics> metrics = Metrics::Create(registry.get());
   std::vector<std::unique_ptr<Engine>> engines;

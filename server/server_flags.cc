@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/algorithm/container.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -12,6 +13,8 @@
 #include "absl/strings/strip.h"
 #include "server/base/flag_set.h"
 #include "server/base/status_macros.h"
+#include "server/rpc/listen_address.h"
+#include "server/rpc/model_registry.h"
 
 namespace mmfree {
 namespace {
@@ -134,10 +137,38 @@ absl::Status CheckOneOf(absl::string_view flag, absl::string_view value,
       absl::StrCat("--", flag, "=", value, ": expected one of ", absl::StrJoin(choices, ", ")));
 }
 
+absl::Status CheckAddress(absl::string_view flag, const std::string& value) {
+  const absl::Status status = ParseListenAddress(value).status();
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", status.message()));
+}
+
+absl::Status CheckModels(const std::vector<ModelFlag>& models) {
+  absl::flat_hash_set<absl::string_view> names;
+  for (const ModelFlag& model : models) {
+    if (!IsResourceName(model.name)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--model: the name \"", model.name,
+          "\" is not 1 to 128 letters, digits, '.', '_' or '-'; give one with --model=NAME=DIR"));
+    }
+    if (!names.insert(model.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("--model: two models are named \"", model.name,
+                                                     "\"; name them with --model=NAME=DIR"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// What can be known to be wrong before a model was loaded, which can take minutes.
 absl::Status CheckTogether(const ServerFlags& flags) {
+  MMFREE_RETURN_IF_ERROR(CheckModels(flags.models));
   MMFREE_RETURN_IF_ERROR(CheckOneOf("backend", flags.backend, {"auto", "cpu", "cuda"}));
   MMFREE_RETURN_IF_ERROR(
       CheckOneOf("cpu_isa", flags.cpu_isa, {"auto", "scalar", "avx2", "avx512"}));
+  MMFREE_RETURN_IF_ERROR(CheckAddress("listen", flags.listen));
+  if (!flags.metrics_listen.empty()) {
+    MMFREE_RETURN_IF_ERROR(CheckAddress("metrics_listen", flags.metrics_listen));
+  }
   if (flags.tls_cert.empty() != flags.tls_key.empty()) {
     return absl::InvalidArgumentError("TLS needs both --tls_cert and --tls_key");
   }

@@ -2,6 +2,7 @@
 #include <grpcpp/generic/generic_stub.h>
 
 #include <csignal>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -20,6 +21,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 using grpc::health::v1::HealthCheckResponse;
 
@@ -139,6 +141,39 @@ TEST_F(LifecycleTest, StartingErrorsSayWhatIsWrong) {
                       "--metrics_listen=", "--port_file=/no/such/directory/ports"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, HasSubstr("/no/such/directory/ports"));
+}
+
+// Whatever is said about the ports must be found before a load that can take minutes.
+TEST_F(LifecycleTest, WrongFilesAreFoundBeforeTheModelIsLoaded) {
+  const TempDirectory directory;
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"--port_file=/no/such/directory/ports"},
+           {"--port_file=" + directory.path()},
+           {"--tls_cert=/no/such/cert", "--tls_key=/no/such/key"}}) {
+    std::vector<std::string> arguments = {"--model=" + Tales(), "--listen=127.0.0.1:0"};
+    arguments.insert(arguments.end(), wrong.begin(), wrong.end());
+    const ProgramResult result = RunServer(arguments);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_THAT(result.err, HasSubstr(wrong[0].substr(0, wrong[0].find('='))));
+    EXPECT_THAT(result.err, Not(HasSubstr("loaded in")));
+  }
+}
+
+TEST_F(LifecycleTest, PortFileReplacesNothingButAnEarlierPortFile) {
+  const TempDirectory directory;
+  const std::string nothing = directory.File("empty_directory");
+  std::filesystem::create_directory(nothing);
+  const ProgramResult result = RunServer({"--model=" + Tales(), "--listen=127.0.0.1:0",
+                                          "--metrics_listen=", "--port_file=" + nothing});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("not a regular file"));
+  EXPECT_TRUE(std::filesystem::is_directory(nothing));
+
+  // One of an earlier run goes at once: it would say that a server that fails to start is serving.
+  const std::string stale = directory.File("ports");
+  WriteFile(stale, "grpc=1\n");
+  RunServer({"--model=/no/such/model", "--port_file=" + stale});
+  EXPECT_FALSE(std::filesystem::exists(stale));
 }
 
 TEST_F(LifecycleTest, ReflectionListsTheServices) {

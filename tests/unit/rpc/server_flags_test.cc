@@ -44,6 +44,12 @@ TEST(ServerFlags, MistakesSayWhatToDo) {
       {{"--model=x", "--tls_cert=a"}, "both --tls_cert and --tls_key"},
       {{"--model=x", "--tls_client_ca=a"}, "needs --tls_cert"},
       {{"--model=x", "--max_new_tokens=10"}, "--default_max_new_tokens=256 is more"},
+      {{"--model=x", "--listen=foo"}, "--listen: \"foo\" is not an address"},
+      {{"--model=x", "--listen=127.0.0.1:65536"}, "--listen: \"127.0.0.1:65536\""},
+      {{"--model=x", "--metrics_listen=9090"}, "--metrics_listen: \"9090\""},
+      {{"--model=a/x", "--model=b/x"}, "two models are named \"x\"; name them"},
+      {{"--model=a b=x"}, "the name \"a b\" is not"},
+      {{"--model=.../..é"}, "give one with --model=NAME=DIR"},
       {{"--model=x", "--max_que=1"}, "did you mean --max_queue?"},
   };
   for (const auto& test : kCases) {
