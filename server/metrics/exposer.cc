@@ -89,13 +89,19 @@ absl::Status TryToListen(absl::string_view asked, const ResolvedAddress& address
       absl::StrCat("cannot listen on ", asked, " for metrics: ", strerror(error)));
 }
 
+// Each connection takes a thread until its request has come or the timeout has passed. Connections
+// that never ask (a probe that only connects) must not keep a scrape waiting for long.
+std::vector<std::string> HttpOptions(const ResolvedAddress& address) {
+  return {"listening_ports", address.numeric, "num_threads", "8", "request_timeout_ms", "1000"};
+}
+
 class MetricsExposerImpl final : public MetricsExposer {
  public:
   MetricsExposerImpl(const ResolvedAddress& address,
                      std::vector<std::shared_ptr<prometheus::Collectable>> served)
       : address_(address),
         served_(std::move(served)),
-        exposer_(std::make_unique<prometheus::Exposer>(address.numeric, /*num_threads=*/2)) {
+        exposer_(std::make_unique<prometheus::Exposer>(HttpOptions(address))) {
     for (const auto& collectable : served_) exposer_->RegisterCollectable(collectable);
     const std::vector<int> ports = exposer_->GetListeningPorts();
     if (!ports.empty()) port_ = ports[0];

@@ -38,14 +38,20 @@ using ::testing::Lt;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-// Body of GET /metrics on the loopback interface.
-std::string Scrape(int port) {
+// A connection to a port of the loopback interface.
+int ConnectTo(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  return fd;
+}
+
+// Body of GET /metrics on the loopback interface.
+std::string Scrape(int port) {
+  const int fd = ConnectTo(port);
   const std::string request = "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n";
   EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
   std::string response;
@@ -245,6 +251,19 @@ TEST_F(MetricsTest, InstrumentsMayBeUsedFromManyThreadsWhileBeingScraped) {
   const std::map<std::string, double> samples = ScrapeSamples();
   EXPECT_EQ(samples.at("mmfree_generation_tokens_total{model=\"tales\"}"), 800 * 7);
   EXPECT_EQ(samples.at("mmfree_inter_token_latency_seconds_count{model=\"tales\"}"), 800 * 1001);
+}
+
+TEST_F(MetricsTest, SilentConnectionsKeepNeitherAScrapeNorTheEndWaiting) {
+  constexpr int kMoreThanThreads = 12;
+  std::vector<int> silent;
+  for (int i = 0; i < kMoreThanThreads; ++i) silent.push_back(ConnectTo(exposer_->port()));
+  const absl::Time start = absl::Now();
+  EXPECT_THAT(Scrape(exposer_->port()), HasSubstr("process_open_fds"));
+  for (int i = 0; i < kMoreThanThreads; ++i) silent.push_back(ConnectTo(exposer_->port()));
+  exposer_.reset();
+  // The library's default is half a minute for each of them.
+  EXPECT_LT(absl::Now() - start, absl::Seconds(15));
+  for (const int fd : silent) close(fd);
 }
 
 TEST_F(MetricsTest, APortInUseIsAClearError) {
