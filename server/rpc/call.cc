@@ -20,7 +20,7 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
 Call::Call(const RpcEnvironment* env, absl::string_view method,
            const grpc::CallbackServerContext& context)
     : env_(env), method_(method), deadline_(DeadlineOf(context)), admission_(env->gate->Enter()) {
-  if (admission_.ok() && deadline_passed()) {
+  if (admission_.ok() && env_->clock->Now() >= deadline_) {
     admission_ = absl::DeadlineExceededError("the deadline had passed when the request arrived");
   }
 }

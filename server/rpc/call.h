@@ -28,7 +28,10 @@ class Call {
   // Whether the call may go on: UNAVAILABLE when draining, DEADLINE_EXCEEDED when it came too late.
   const absl::Status& admission() const { return admission_; }
   absl::Time deadline() const { return deadline_; }
-  bool deadline_passed() const { return env_->clock->Now() >= deadline_; }
+  // For a call that gRPC reports as cancelled: whether its deadline did it. Deadlines are rounded
+  // to milliseconds on their way here, so that one can be over in gRPC just before it is on our
+  // clock.
+  bool deadline_passed() const { return env_->clock->Now() >= deadline_ - kDeadlineRounding; }
   // What a call that gRPC reports as cancelled ends with: its deadline or its client did it.
   absl::Status CancelStatus() const {
     return deadline_passed() ? absl::DeadlineExceededError("the deadline passed")
@@ -44,6 +47,8 @@ class Call {
   absl::Status Run(size_t text_bytes, std::function<void()> work);
 
  private:
+  static constexpr absl::Duration kDeadlineRounding = absl::Milliseconds(10);
+
   const RpcEnvironment* const env_;
   const absl::string_view method_;
   const absl::Time deadline_;

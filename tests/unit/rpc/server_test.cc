@@ -20,6 +20,7 @@
 #include "mmfree/v1/inference.grpc.pb.h"
 #include "mmfree/v1/model.grpc.pb.h"
 #include "mmfree/v1/session.grpc.pb.h"
+#include "tests/support/fake_clock.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
 #include "tests/unit/rpc/fake_engine.h"
@@ -168,6 +169,38 @@ TEST_F(ServerTest, DeadlineReachesTheEngineAndIsNotACancel) {
   engine_.End(stream->submission.handle, absl::DeadlineExceededError("the deadline passed"));
   server_.reset();  // waits for the call to be over
   EXPECT_EQ(Rpcs("Generate", "DEADLINE_EXCEEDED"), 1);
+}
+
+// gRPC's clock is not ours to the millisecond: it may end the call just before we see the deadline.
+TEST_F(ServerTest, CancelJustBeforeTheDeadlineIsTheDeadlines) {
+  FakeClock clock;
+  Server::Options options;
+  options.clock = &clock;
+  Start(options);
+  for (const bool near : {true, false}) {
+    auto stream = std::make_unique<Stream>();
+    stream->context.set_deadline(std::chrono::system_clock::now() + std::chrono::hours(1));
+    stream->reader = inference_->Generate(&stream->context, TextRequest("Hi"));
+    stream->submission = engine_.WaitFor(near ? 0 : 1);
+    const absl::Time deadline = stream->submission.generation.deadline;
+    clock.Advance(deadline - clock.Now() - (near ? absl::Milliseconds(3) : absl::Seconds(1)));
+    stream->context.TryCancel();
+    stream->reader->Finish();
+    if (near) {
+      // On the same connection, so the server hears of the cancel first.
+      grpc::ClientContext context;
+      v1::GetLoadResponse load;
+      EXPECT_TRUE(model_stub_->GetLoad(&context, {}, &load).ok());
+      EXPECT_EQ(engine_.cancels(), 0);
+      engine_.End(stream->submission.handle, absl::DeadlineExceededError("the deadline passed"));
+    } else {
+      engine_.WaitUntilIdle();
+      EXPECT_EQ(engine_.cancels(), 1);
+    }
+  }
+  server_.reset();  // waits for the calls to be over
+  EXPECT_EQ(Rpcs("Generate", "DEADLINE_EXCEEDED"), 1);
+  EXPECT_EQ(Rpcs("Generate", "CANCELLED"), 1);
 }
 
 TEST_F(ServerTest, ErrorsCarryTheirDetails) {
