@@ -100,7 +100,7 @@ setsid "$bin/mmfree-server" --model="$model" --listen="127.0.0.1:$port" \
 server=$!
 for _ in $(seq 600); do
   if [ -s "$scratch/ports" ]; then break; fi
-  kill -0 "$server" 2>/dev/null || fail "the server did not start (is port $port taken? try --port=0)"
+  kill -0 "$server" 2>/dev/null || fail "the server did not start (--port=0 and --metrics_port=0 pick free ports)"
   sleep 0.1
 done
 [ -s "$scratch/ports" ] || fail "the server is not ready after a minute"
