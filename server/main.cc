@@ -34,6 +34,7 @@
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/engine/engine.h"
+#include "server/engine/engine_group.h"
 #include "server/metrics/exposer.h"
 #include "server/metrics/gpu_metrics.h"
 #include "server/metrics/metrics.h"
@@ -107,22 +108,36 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const std::shared_ptr<co
   return CreateCpuBackend(model, options);
 }
 
-// The backend that was asked for, with the reason for the choice in `why`.
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::shared_ptr<const Model>& model,
-                                                     const ServerFlags& flags, std::string* why) {
+using Backends = std::vector<std::unique_ptr<Backend>>;
+
+absl::StatusOr<Backends> MakeCpuBackends(const std::shared_ptr<const Model>& model,
+                                         const ServerFlags& flags) {
+  Backends backends(1);
+  MMFREE_ASSIGN_OR_RETURN(backends[0], MakeCpuBackend(model, flags));
+  return backends;
+}
+
+// The backends that were asked for, one a device, with the reason for the choice in `why`.
+absl::StatusOr<Backends> MakeBackends(const std::shared_ptr<const Model>& model,
+                                      const ServerFlags& flags, std::string* why) {
   if (flags.backend == "cpu") {
     *why = "--backend=cpu";
-    return MakeCpuBackend(model, flags);
+    return MakeCpuBackends(model, flags);
   }
 #ifdef MMFREE_HAVE_CUDA
-  const absl::Status usable = CheckCudaDevice(flags.device);
+  absl::Status usable = absl::OkStatus();
+  for (const int32_t device : flags.devices) usable.Update(CheckCudaDevice(device));
   if (flags.backend == "cuda" || usable.ok()) {
     *why = flags.backend == "cuda" ? "--backend=cuda" : "auto: a usable GPU";
     CudaBackendOptions options;
-    options.device = flags.device;
     options.num_slots = flags.max_sessions;
     options.max_step_tokens = flags.step_token_budget;
-    return CreateCudaBackend(model, options);
+    Backends backends;
+    for (const int32_t device : flags.devices) {
+      options.device = device;
+      MMFREE_ASSIGN_OR_RETURN(backends.emplace_back(), CreateCudaBackend(model, options));
+    }
+    return backends;
   }
   *why = absl::StrCat("auto: ", usable.message());
 #else
@@ -133,7 +148,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::shared_ptr<const
   }
   *why = "auto: built without CUDA";
 #endif
-  return MakeCpuBackend(model, flags);
+  return MakeCpuBackends(model, flags);
 }
 
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelFlag& flag) {
@@ -162,11 +177,13 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
                           Tokenizer::Load(flag.directory, model->config().vocab_size));
   std::string why;
-  MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(model, flags, &why));
-  const BackendInfo& info = backend->info();
+  MMFREE_ASSIGN_OR_RETURN(Backends backends, MakeBackends(model, flags, &why));
+  const BackendInfo& info = backends.front()->info();
   Log(LogLevel::kInfo,
-      absl::StrCat("model ", flag.name, ": backend ", info.name, " (", why, "), ", info.description,
-                   ", weights ", Megabytes(info.weight_bytes), ", ", info.num_slots, " slots of ",
+      absl::StrCat("model ", flag.name, ": backend ", info.name, " (", why, "), ",
+                   backends.size() > 1 ? absl::StrCat(backends.size(), " x ") : "",
+                   info.description, ", weights ", Megabytes(info.weight_bytes), ", ",
+                   info.num_slots, " slots of ",
                    info.state_floats * static_cast<int64_t>(sizeof(float)) / 1024, " KiB state"));
   Engine::Options options;
   options.model_name = flag.name;
@@ -176,10 +193,18 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   options.prefill_chunk = flags.prefill_chunk;
   options.step_token_budget = flags.step_token_budget;
   options.max_stream_backlog = static_cast<size_t>(flags.max_stream_backlog);
-  return Engine::Create(options, model, tokenizer, std::move(backend), metrics);
+  std::vector<std::unique_ptr<Engine>> members;
+  for (size_t i = 0; i < backends.size(); ++i) {
+    if (backends.size() > 1) options.replica = absl::StrCat(i);
+    MMFREE_ASSIGN_OR_RETURN(
+        members.emplace_back(),
+        Engine::Create(options, model, tokenizer, std::move(backends[i]), metrics));
+  }
+  return GroupEngines(std::move(members));
 }
 
-// The metrics of the GPU, when an engine runs on it. Without them the server serves all the same.
+// The metrics of the GPUs, when an engine runs on them. Without them the server serves all the
+// same.
 std::vector<std::shared_ptr<prometheus::Collectable>> DeviceMetrics(
     const ServerFlags& flags, const std::vector<std::unique_ptr<Engine>>& engines) {
   std::vector<std::shared_ptr<prometheus::Collectable>> metrics;
@@ -188,14 +213,18 @@ std::vector<std::shared_ptr<prometheus::Collectable>> DeviceMetrics(
     return engine->backend_info().name == "cuda";
   });
   if (!used) return metrics;
-  absl::StatusOr<std::unique_ptr<GpuMonitor>> opened = GpuMonitor::Open(flags.device);
-  if (!opened.ok()) {
-    Log(LogLevel::kWarning, absl::StrCat("no metrics of the GPU: ", opened.status().message()));
-    return metrics;
+  std::vector<GpuMetrics::Gpu> gpus;
+  for (const int32_t device : flags.devices) {
+    absl::StatusOr<std::unique_ptr<GpuMonitor>> opened = GpuMonitor::Open(device);
+    if (!opened.ok()) {
+      Log(LogLevel::kWarning,
+          absl::StrCat("no metrics of GPU ", device, ": ", opened.status().message()));
+      continue;
+    }
+    const std::shared_ptr<const GpuMonitor> monitor = *std::move(opened);
+    gpus.push_back({absl::StrCat(device), monitor->name(), [monitor] { return monitor->Read(); }});
   }
-  const std::shared_ptr<const GpuMonitor> monitor = *std::move(opened);
-  metrics.push_back(std::make_shared<GpuMetrics>(std::vector<GpuMetrics::Gpu>{
-      {absl::StrCat(flags.device), monitor->name(), [monitor] { return monitor->Read(); }}}));
+  metrics.push_back(std::make_shared<GpuMetrics>(std::move(gpus)));
 #else
   static_cast<void>(flags);
   static_cast<void>(engines);

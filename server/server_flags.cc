@@ -7,8 +7,10 @@
 #include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "server/base/flag_set.h"
@@ -48,7 +50,8 @@ struct LaterFlags {
 
 constexpr int32_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
-void AddFlags(ServerFlags* flags, std::vector<std::string>* models, FlagSet* set) {
+void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string* devices,
+              FlagSet* set) {
   set->AddHeading("Models and addresses:");
   set->Add("model", models, "[NAME=]DIR",
            "model directory, published or packed; repeat for more.\n"
@@ -68,11 +71,12 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, FlagSet* set
   set->Add("backend", &flags->backend, "NAME",
            "auto (CUDA when there is a usable GPU), cpu or cuda");
   set->Add("cpu_isa", &flags->cpu_isa, "NAME",
-           "auto (the best there is), scalar, avx2 or avx512; same results");
+           "auto (the best there is), scalar, avx2, avx512 or amx; same\nresults");
   set->AddInteger("threads", &flags->threads, 0, 4096, "N",
                   "CPU threads of a step (default 0: one a physical core)");
   set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
-  set->AddInteger("device", &flags->device, 0, 1023, "N", "GPU to use (default 0)");
+  set->Add("devices", devices, "N,N,...",
+           "GPUs to use (default 0); each holds the model and its own\n--max_sessions states");
 
   set->AddHeading("Scheduling:");
   set->AddInteger("max_sessions", &flags->max_sessions, 1, 1 << 20, "N",
@@ -130,6 +134,22 @@ absl::StatusOr<ModelFlag> ParseModel(absl::string_view value) {
   return model;
 }
 
+absl::StatusOr<std::vector<int32_t>> ParseDevices(absl::string_view value) {
+  constexpr int32_t kMaxDevice = 1023;
+  std::vector<int32_t> devices;
+  for (const absl::string_view text : absl::StrSplit(value, ',')) {
+    int32_t device = -1;
+    if (!absl::SimpleAtoi(text, &device) || device < 0 || device > kMaxDevice ||
+        absl::c_linear_search(devices, device)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--devices=", value,
+                       ": expected different numbers from 0 to 1023, such as --devices=0,1"));
+    }
+    devices.push_back(device);
+  }
+  return devices;
+}
+
 absl::Status CheckOneOf(absl::string_view flag, absl::string_view value,
                         const std::vector<absl::string_view>& choices) {
   if (absl::c_linear_search(choices, value)) return absl::OkStatus();
@@ -164,7 +184,7 @@ absl::Status CheckTogether(const ServerFlags& flags) {
   MMFREE_RETURN_IF_ERROR(CheckModels(flags.models));
   MMFREE_RETURN_IF_ERROR(CheckOneOf("backend", flags.backend, {"auto", "cpu", "cuda"}));
   MMFREE_RETURN_IF_ERROR(
-      CheckOneOf("cpu_isa", flags.cpu_isa, {"auto", "scalar", "avx2", "avx512"}));
+      CheckOneOf("cpu_isa", flags.cpu_isa, {"auto", "scalar", "avx2", "avx512", "amx"}));
   MMFREE_RETURN_IF_ERROR(CheckAddress("listen", flags.listen));
   if (!flags.metrics_listen.empty()) {
     MMFREE_RETURN_IF_ERROR(CheckAddress("metrics_listen", flags.metrics_listen));
@@ -191,9 +211,10 @@ absl::Status CheckTogether(const ServerFlags& flags) {
 absl::StatusOr<ServerFlags> ParseServerFlags(const std::vector<std::string>& arguments) {
   ServerFlags flags;
   std::vector<std::string> models;
+  std::string devices = "0";
   LaterFlags later;
   FlagSet set;
-  AddFlags(&flags, &models, &set);
+  AddFlags(&flags, &models, &devices, &set);
   for (size_t i = 0; i < later.values.size(); ++i) {
     set.Add(LaterFlags::kNames[i], &later.values[i], "VALUE", "");
   }
@@ -217,6 +238,7 @@ absl::StatusOr<ServerFlags> ParseServerFlags(const std::vector<std::string>& arg
     MMFREE_ASSIGN_OR_RETURN(ModelFlag model, ParseModel(value));
     flags.models.push_back(std::move(model));
   }
+  MMFREE_ASSIGN_OR_RETURN(flags.devices, ParseDevices(devices));
   MMFREE_RETURN_IF_ERROR(CheckTogether(flags));
   return flags;
 }
@@ -224,8 +246,9 @@ absl::StatusOr<ServerFlags> ParseServerFlags(const std::vector<std::string>& arg
 std::string ServerHelp() {
   ServerFlags flags;
   std::vector<std::string> models;
+  std::string devices = "0";
   FlagSet set;
-  AddFlags(&flags, &models, &set);
+  AddFlags(&flags, &models, &devices, &set);
   return absl::StrCat(kIntro, set.Help());
 }
 

@@ -32,7 +32,7 @@ struct ServerFlags {
   std::string cpu_isa = "auto";
   int32_t threads = 0;
   bool pin_threads = false;
-  int32_t device = 0;
+  std::vector<int32_t> devices = {0};
 
   int32_t max_sessions = 256;
   int32_t max_batch = 0;

@@ -103,8 +103,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Options options,
   const BackendInfo& info = backend->info();
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.num_slots, 1, "the backend's num_slots"));
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.max_step_tokens, 1, "the backend's max_step_tokens"));
-  ModelMetrics* const instruments =
-      metrics->ForModel({options.model_name, model->digest(), info.name, info.description});
+  ModelMetrics* const instruments = metrics->ForModel(
+      {options.model_name, model->digest(), info.name, info.description, options.replica});
   return std::make_unique<EngineImpl>(std::move(options), std::move(model), std::move(tokenizer),
                                       std::move(backend), instruments);
 }

@@ -26,6 +26,7 @@ class Engine {
  public:
   struct Options {
     std::string model_name;
+    std::string replica;                   // which engine of a group, for the metrics; empty: none
     int32_t max_batch = 0;                 // rows of one step; 0: all slots
     int32_t max_queue = 1024;              // requests waiting for a slot
     int64_t max_queue_tokens = 4'000'000;  // prompt tokens waiting

@@ -173,10 +173,16 @@ constexpr absl::string_view kKnownOutcomes[] = {
     "unavailable",
 };
 
+prometheus::Labels ModelLabels(const ModelInfoLabels& info) {
+  prometheus::Labels labels = {{"model", info.model}};
+  if (!info.replica.empty()) labels.emplace("replica", info.replica);
+  return labels;
+}
+
 class ModelMetricsImpl final : public ModelMetrics {
  public:
-  ModelMetricsImpl(Families& families, const std::string& model)
-      : model_label_{{"model", model}},
+  ModelMetricsImpl(Families& families, const ModelInfoLabels& info)
+      : model_label_(ModelLabels(info)),
         requests_(families.requests),
         waiting_(families.waiting.Add(model_label_)),
         running_(families.running.Add(model_label_)),
@@ -276,16 +282,16 @@ class MetricsImpl final : public Metrics {
 
   ModelMetrics* ForModel(const ModelInfoLabels& info) override {
     absl::MutexLock lock(&mutex_);
-    PerModel& model = models_[info.model];
+    PerModel& model = models_[ModelLabels(info)];
     if (model.instruments == nullptr) {
-      model.instruments = std::make_unique<ModelMetricsImpl>(families_, info.model);
+      model.instruments = std::make_unique<ModelMetricsImpl>(families_, info);
     }
     // A model loaded anew under its name may have another digest or backend.
     if (model.info != nullptr) families_.model_info.Remove(model.info);
-    model.info = &families_.model_info.Add({{"model", info.model},
-                                            {"digest", info.digest},
-                                            {"backend", info.backend},
-                                            {"description", info.description}});
+    prometheus::Labels labels = ModelLabels(info);
+    labels.insert(
+        {{"digest", info.digest}, {"backend", info.backend}, {"description", info.description}});
+    model.info = &families_.model_info.Add(labels);
     model.info->Set(1);
     return model.instruments.get();
   }
@@ -303,7 +309,7 @@ class MetricsImpl final : public Metrics {
 
   Families families_;
   absl::Mutex mutex_;
-  std::map<std::string, PerModel> models_ ABSL_GUARDED_BY(mutex_);
+  std::map<prometheus::Labels, PerModel> models_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

@@ -49,6 +49,8 @@ struct ModelInfoLabels {
   std::string digest;
   std::string backend;      // "cpu", "cuda"
   std::string description;  // "avx512, 2 threads"
+  // Which of several engines that serve the model; empty: the only one, and no label.
+  std::string replica = {};
 };
 
 // Thread-safe.
@@ -58,8 +60,9 @@ class Metrics {
   static std::unique_ptr<Metrics> Create(prometheus::Registry* registry);
   virtual ~Metrics() = default;
 
-  // Instruments labelled model=`info.model`; also sets mmfree_model_info. The pointer lives as long
-  // as this object; the same name gives the same instruments.
+  // Instruments labelled model=`info.model` and, unless empty, replica=`info.replica`; also sets
+  // mmfree_model_info. The pointer lives as long as this object; the same names give the same
+  // instruments.
   virtual ModelMetrics* ForModel(const ModelInfoLabels& info) = 0;
 
   // RPCs by method ("Generate") and gRPC status name ("OK", "INVALID_ARGUMENT").

@@ -77,7 +77,7 @@ std::map<std::string, double> Samples(const std::string& text) {
 }
 
 ModelInfoLabels Info(const std::string& model, const std::string& digest) {
-  return {model, digest, /*backend=*/"cpu", /*description=*/"x"};
+  return {model, digest, /*backend=*/"cpu", /*description=*/"x", /*replica=*/""};
 }
 
 class MetricsTest : public ::testing::Test {

@@ -36,7 +36,7 @@ TEST(ServerFlags, MistakesSayWhatToDo) {
       {{"--model==x"}, "expected DIR or NAME=DIR"},
       {{"deploy/models/tales"}, "--model=DIR"},
       {{"--model=x", "--backend=gpu"}, "expected one of auto, cpu, cuda"},
-      {{"--model=x", "--cpu_isa=sse"}, "expected one of auto, scalar, avx2, avx512"},
+      {{"--model=x", "--cpu_isa=sse"}, "expected one of auto, scalar, avx2, avx512, amx"},
       {{"--model=x", "--threads=-1"}, "from 0 to"},
       {{"--model=x", "--max_sessions=0"}, "from 1 to"},
       {{"--model=x", "--drain_timeout=30"}, "such as 500ms"},
@@ -55,6 +55,17 @@ TEST(ServerFlags, MistakesSayWhatToDo) {
   for (const auto& test : kCases) {
     EXPECT_THAT(ParseServerFlags(test.arguments),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(test.message)));
+  }
+}
+
+TEST(ServerFlags, DevicesAreAListOfDifferentNumbers) {
+  EXPECT_EQ(ParseServerFlags({"--model=x"})->devices, (std::vector<int32_t>{0}));
+  EXPECT_EQ(ParseServerFlags({"--model=x", "--devices=3,0"})->devices,
+            (std::vector<int32_t>{3, 0}));
+  for (const char* wrong : {"--devices=", "--devices=a", "--devices=0,", "--devices=0,0",
+                            "--devices=-1", "--devices=4096"}) {
+    EXPECT_THAT(ParseServerFlags({"--model=x", wrong}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("such as --devices=0,1")));
   }
 }
 

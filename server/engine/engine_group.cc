@@ -1,0 +1,135 @@
+#include "server/engine/engine_group.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+
+namespace mmfree {
+namespace {
+
+// Share of a member's slots that its requests want; above 1 some wait.
+double Demand(const Engine::Load& load) {
+  return static_cast<double>(load.running + load.queued) / load.slots_total;
+}
+
+BackendInfo Combined(const std::vector<std::unique_ptr<Engine>>& members) {
+  BackendInfo info = members.front()->backend_info();
+  info.description = absl::StrCat(members.size(), " x ", info.description);
+  for (size_t i = 1; i < members.size(); ++i) {
+    const BackendInfo& member = members[i]->backend_info();
+    info.num_slots += member.num_slots;
+    info.weight_bytes += member.weight_bytes;
+    info.state_bytes += member.state_bytes;
+    info.max_step_tokens = std::min(info.max_step_tokens, member.max_step_tokens);
+  }
+  return info;
+}
+
+class EngineGroup final : public Engine {
+ public:
+  explicit EngineGroup(std::vector<std::unique_ptr<Engine>> members)
+      : members_(std::move(members)), info_(Combined(members_)) {}
+
+  absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                       std::shared_ptr<GenerationSink> sink) override {
+    return Dispatch(std::move(request), std::move(sink), &Engine::Submit);
+  }
+  absl::StatusOr<RequestHandle> Score(ScoreRequest request,
+                                      std::shared_ptr<ScoreSink> sink) override {
+    return Dispatch(std::move(request), std::move(sink), &Engine::Score);
+  }
+
+  void Cancel(RequestHandle handle) override {
+    members_[handle % members_.size()]->Cancel(handle / members_.size());
+  }
+
+  void Drain(absl::Time deadline) override {
+    std::vector<std::thread> drains;
+    for (const std::unique_ptr<Engine>& member : members_) {
+      drains.emplace_back([&member, deadline] { member->Drain(deadline); });
+    }
+    for (std::thread& drain : drains) drain.join();
+  }
+
+  bool healthy() const override {
+    return std::any_of(members_.begin(), members_.end(),
+                       [](const auto& member) { return member->healthy(); });
+  }
+
+  Load load() const override {
+    Load sum;
+    sum.estimated_wait = absl::InfiniteDuration();
+    for (const std::unique_ptr<Engine>& member : members_) {
+      const Load load = member->load();
+      sum.queued += load.queued;
+      sum.running += load.running;
+      sum.queued_tokens += load.queued_tokens;
+      sum.slots_used += load.slots_used;
+      sum.slots_total += load.slots_total;
+      if (member->healthy()) sum.estimated_wait = std::min(sum.estimated_wait, load.estimated_wait);
+    }
+    if (sum.estimated_wait == absl::InfiniteDuration()) sum.estimated_wait = absl::ZeroDuration();
+    return sum;
+  }
+
+  const std::string& model_name() const override { return members_.front()->model_name(); }
+  const Model& model() const override { return members_.front()->model(); }
+  const Tokenizer& tokenizer() const override { return members_.front()->tokenizer(); }
+  const BackendInfo& backend_info() const override { return info_; }
+
+ private:
+  // Members in the order in which a request asks them: healthy ones first, then by demand.
+  std::vector<size_t> Order() const {
+    std::vector<std::pair<bool, double>> keys;
+    for (const std::unique_ptr<Engine>& member : members_) {
+      keys.emplace_back(!member->healthy(), Demand(member->load()));
+    }
+    std::vector<size_t> order(members_.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&keys](size_t a, size_t b) { return keys[a] < keys[b]; });
+    return order;
+  }
+
+  template <typename Request, typename Sink>
+  absl::StatusOr<RequestHandle> Dispatch(
+      Request request, std::shared_ptr<Sink> sink,
+      absl::StatusOr<RequestHandle> (Engine::*submit)(Request, std::shared_ptr<Sink>)) {
+    absl::Status refusal;
+    for (const size_t index : Order()) {
+      const absl::StatusOr<RequestHandle> handle = (members_[index].get()->*submit)(request, sink);
+      if (handle.ok()) return *handle * members_.size() + index;
+      refusal.Update(handle.status());
+      // Another member would say the same.
+      if (!absl::IsResourceExhausted(handle.status()) && !absl::IsUnavailable(handle.status())) {
+        break;
+      }
+    }
+    return refusal;
+  }
+
+  const std::vector<std::unique_ptr<Engine>> members_;
+  const BackendInfo info_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> GroupEngines(std::vector<std::unique_ptr<Engine>> members) {
+  if (members.empty()) return absl::InvalidArgumentError("an engine group needs a member");
+  for (const std::unique_ptr<Engine>& member : members) {
+    if (member->model_name() == members.front()->model_name() &&
+        member->model().digest() == members.front()->model().digest()) {
+      continue;
+    }
+    return absl::InvalidArgumentError("the members of an engine group must serve one model");
+  }
+  if (members.size() == 1) return std::move(members.front());
+  return std::make_unique<EngineGroup>(std::move(members));
+}
+
+}  // namespace mmfree
