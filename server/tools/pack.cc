@@ -8,11 +8,13 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <system_error>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "server/base/status_macros.h"
@@ -34,6 +36,9 @@ constexpr const char* kTokenizerFile = "tokenizer.model";
 // a function of the input.
 constexpr const char* kOptionalFiles[] = {"tokenizer_config.json", "special_tokens_map.json",
                                           "added_tokens.json", "generation_config.json"};
+
+// Before the number in the name of a file that is still being written.
+constexpr absl::string_view kTemporaryMark = ".tmp-";
 
 absl::Status CannotWrite(absl::string_view path, int error) {
   return absl::FailedPreconditionError(
@@ -60,7 +65,7 @@ absl::Status WriteAll(int fd, absl::string_view path, absl::Span<const uint8_t> 
 // Puts `parts`, one after the other, under `path` in one step: readers see the old file or the new.
 absl::Status ReplaceFile(const std::string& path,
                          absl::Span<const absl::Span<const uint8_t>> parts) {
-  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
+  const std::string temporary = absl::StrCat(path, kTemporaryMark, getpid());
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return CannotWrite(temporary, errno);
   absl::Cleanup discard = [&temporary, fd] {
@@ -82,6 +87,41 @@ bool HoldsPackedModel(const std::string& directory) {
   return file.ok() && IsPacked(*file);
 }
 
+bool IsSideFile(absl::string_view name) {
+  return name == kTokenizerFile || name == kConfigFile ||
+         std::find(std::begin(kOptionalFiles), std::end(kOptionalFiles), name) !=
+             std::end(kOptionalFiles);
+}
+
+// What a run that was killed leaves of the file it was writing.
+bool IsLeftover(absl::string_view name) {
+  const size_t mark = name.rfind(kTemporaryMark);
+  if (mark == absl::string_view::npos) return false;
+  const absl::string_view number = name.substr(mark + kTemporaryMark.size());
+  return (name.substr(0, mark) == kWeightsFile || IsSideFile(name.substr(0, mark))) &&
+         !number.empty() && std::all_of(number.begin(), number.end(), [](char c) {
+           return absl::ascii_isdigit(static_cast<unsigned char>(c));
+         });
+}
+
+std::vector<std::string> NamesIn(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
+  }
+  return names;
+}
+
+// A killed run's output: leftovers, side files, nothing else.
+bool HoldsInterruptedPack(const std::string& directory) {
+  const std::vector<std::string> names = NamesIn(directory);
+  return std::any_of(names.begin(), names.end(), IsLeftover) &&
+         std::all_of(names.begin(), names.end(),
+                     [](const std::string& name) { return IsLeftover(name) || IsSideFile(name); });
+}
+
 // Whether `output` may be written to; changes nothing.
 absl::Status CheckOutput(const PackOptions& options) {
   std::error_code error;
@@ -99,7 +139,8 @@ absl::Status CheckOutput(const PackOptions& options) {
     return absl::FailedPreconditionError(
         absl::StrCat(options.output, ": the output is the input directory"));
   }
-  if (options.force || fs::is_empty(options.output, error) || HoldsPackedModel(options.output)) {
+  if (options.force || fs::is_empty(options.output, error) || HoldsPackedModel(options.output) ||
+      HoldsInterruptedPack(options.output)) {
     return absl::OkStatus();
   }
   return absl::AlreadyExistsError(absl::StrCat(
@@ -144,6 +185,11 @@ absl::Status RemoveStaleFiles(const std::string& output, absl::Span<const SideFi
     const bool wanted = std::any_of(files.begin(), files.end(),
                                     [name](const SideFile& file) { return file.name == name; });
     if (wanted) continue;
+    const std::string path = Join(output, name);
+    if (unlink(path.c_str()) != 0 && errno != ENOENT) return CannotWrite(path, errno);
+  }
+  for (const std::string& name : NamesIn(output)) {
+    if (!IsLeftover(name)) continue;
     const std::string path = Join(output, name);
     if (unlink(path.c_str()) != 0 && errno != ENOENT) return CannotWrite(path, errno);
   }

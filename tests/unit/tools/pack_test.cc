@@ -154,6 +154,24 @@ TEST_F(PackTest, RefusesToWriteOverSomethingElseUnlessForced) {
   EXPECT_THAT(VerifyPacked(options_.output, 0, nullptr), IsOk());
 }
 
+TEST_F(PackTest, GoesOverWhatAKilledRunLeft) {
+  fs::create_directory(options_.output);
+  WriteFile(Out("config.json"), "{}");
+  WriteFile(Out("model.safetensors.tmp-4711"), "half");
+  ASSERT_THAT(Pack(options_), IsOk());
+  EXPECT_THAT(FilesIn(options_.output),
+              UnorderedElementsAre("tokenizer.model", "config.json", "model.safetensors"));
+
+  // Names that only look like it are somebody's.
+  for (const char* name : {"model.safetensors.tmp-", "model.safetensors.tmp-1a", "notes.tmp-1"}) {
+    fs::remove_all(options_.output);
+    fs::create_directory(options_.output);
+    WriteFile(Out(name), "mine");
+    EXPECT_THAT(Pack(options_), StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("--force")));
+    EXPECT_EQ(ReadFile(Out(name)), "mine");
+  }
+}
+
 TEST_F(PackTest, RefusesOutputsThatCannotBe) {
   constexpr absl::StatusCode kFailed = absl::StatusCode::kFailedPrecondition;
   options_.force = true;
