@@ -4,6 +4,7 @@
 #define MMFREE_SERVER_BACKENDS_BACKEND_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,24 @@
 #include "absl/types/span.h"
 
 namespace mmfree {
+
+struct SamplingParams;
+struct SampledToken;
+
+// Draws a row's token on the host where SamplingParams alone do not say how: filters, penalties,
+// constraints, alternatives (server/sampling/request_sampler.h). One implementation for every
+// backend, so the bytes are the same.
+class TokenSampler {
+ public:
+  virtual ~TokenSampler() = default;
+
+  // Draws the token at context position `position` after `logits` [vocab_size]; SampledToken::token
+  // is -1 when nothing is left to choose from. Within a step a sampler is in one row, so it is
+  // called by one thread, which may be any of the backend's; different samplers are called
+  // concurrently.
+  virtual SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
+                              uint64_t position) = 0;
+};
 
 // How the token after a row's last token is drawn. Same bytes on every backend (server/sampling).
 struct SamplingParams {
@@ -23,6 +42,8 @@ struct SamplingParams {
   // vocabulary; repeats are harmless. SampledToken::logprob stays the model's own. Must outlive
   // Step.
   absl::Span<const int32_t> banned;
+  // When set, it draws the token, with the values above. Must outlive Step.
+  TokenSampler* sampler = nullptr;
 };
 
 // Ids that one row can ban; more is INVALID_ARGUMENT.
@@ -50,9 +71,18 @@ struct StepRow {
   LogitsMode logits = LogitsMode::kNone;
 };
 
+struct TokenAlternative {
+  int32_t token = -1;
+  float logprob = 0.0f;
+};
+
 struct SampledToken {
-  int32_t token = -1;    // -1 for a row without sampling
-  float logprob = 0.0f;  // natural log of its probability at temperature 1, nothing banned
+  int32_t token = -1;  // -1 for a row without sampling
+  // Natural log of its probability: at temperature 1, nothing banned, unless a TokenSampler says
+  // otherwise.
+  float logprob = 0.0f;
+  // The likeliest tokens at its place, likeliest first, when a TokenSampler was asked for them.
+  std::shared_ptr<const std::vector<TokenAlternative>> top = nullptr;
 };
 
 struct TokenScore {

@@ -3,6 +3,7 @@
 #include <sys/random.h>
 
 #include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "absl/base/internal/raw_logging.h"
@@ -25,6 +26,33 @@ uint64_t SystemRandomBits() {
     ABSL_RAW_CHECK(errno == EINTR, "getrandom failed");
   }
   return bits;
+}
+
+RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
+                                         const v1::ResponseOptions& response) {
+  RequestSampler::Options out;
+  out.allowed.assign(sampling.allowed_token_ids().begin(), sampling.allowed_token_ids().end());
+  out.banned.assign(sampling.banned_token_ids().begin(), sampling.banned_token_ids().end());
+  for (const auto& [id, bias] : sampling.logit_bias()) {
+    if (bias != 0.0f) out.bias.emplace_back(id, bias);
+  }
+  if (sampling.has_repetition_penalty()) out.penalties.repetition = sampling.repetition_penalty();
+  if (sampling.has_repetition_window()) {
+    out.penalties.repetition_window = sampling.repetition_window();
+  }
+  out.penalties.frequency = sampling.frequency_penalty();
+  out.penalties.presence = sampling.presence_penalty();
+  out.filters.top_k = sampling.top_k();
+  if (sampling.has_typical_p()) out.filters.typical_p = sampling.typical_p();
+  if (sampling.has_top_p()) out.filters.top_p = sampling.top_p();
+  out.filters.min_p = sampling.min_p();
+  if (!response.logprobs()) {
+    out.logprobs = RequestSampler::Logprobs::kNone;
+  } else if (response.logprob_mode() == v1::LOGPROB_MODE_SAMPLING) {
+    out.logprobs = RequestSampler::Logprobs::kSampling;
+  }
+  if (response.logprobs()) out.top_logprobs = static_cast<int>(response.top_logprobs());
+  return out;
 }
 
 }  // namespace
@@ -61,6 +89,11 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   out.sampling.temperature =
       sampling.has_temperature() ? sampling.temperature() : kDefaultTemperature;
   out.sampling.seed = sampling.has_seed() ? sampling.seed() : SystemRandomBits() >> 11;
+  RequestSampler::Options sampler = ToSamplerOptions(sampling, request.response());
+  if (!sampler.plain()) {
+    out.sampler = std::make_shared<RequestSampler>(std::move(sampler),
+                                                   engine.model().config().vocab_size, out.prompt);
+  }
   const v1::StoppingOptions& stopping = request.stopping();
   out.max_new_tokens =
       stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens;

@@ -177,6 +177,13 @@ bool GenerationStream::MakeDelta() {
       v1::TokenLogprob* logprob = delta->add_logprobs();
       logprob->set_token_id(token.token);
       logprob->set_logprob(token.logprob);
+      if (token.top != nullptr) {
+        for (const TokenAlternative& alternative : *token.top) {
+          v1::TokenLogprob::Alternative* top = logprob->add_top();
+          top->set_token_id(alternative.token);
+          top->set_logprob(alternative.logprob);
+        }
+      }
       cumulative_logprob_ += token.logprob;
     }
   }

@@ -85,12 +85,6 @@ void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& confi
                 violations);
   CheckTokenIds("sampling.banned_token_ids", sampling.banned_token_ids(), config.vocab_size,
                 violations);
-  if (!sampling.allowed_token_ids().empty()) {
-    violations->AddUnimplemented("sampling.allowed_token_ids");
-  }
-  if (!sampling.banned_token_ids().empty()) {
-    violations->AddUnimplemented("sampling.banned_token_ids");
-  }
 
   violations->Check(sampling.logit_bias_size() <= kMaxLogitBias, "sampling.logit_bias",
                     absl::StrCat("must have at most ", kMaxLogitBias, " entries, has ",
@@ -102,7 +96,6 @@ void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& confi
     violations->CheckRange(field, bias, -100.0f, 100.0f);
     if (violations->invalid()) break;
   }
-  if (!sampling.logit_bias().empty()) violations->AddUnimplemented("sampling.logit_bias");
 
   if (sampling.has_temperature() && sampling.temperature() != 0.0f) {
     const float temperature = sampling.temperature();
@@ -112,39 +105,48 @@ void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& confi
                                    kMaxTemperature, "], is ", temperature));
   }
 
-  // Filters and penalties: range first, then whether the value does anything.
-  const auto check = [&](absl::string_view name, bool set, float value, float low, float high,
-                         float off) {
-    if (!set) return;
-    const std::string field = absl::StrCat("sampling.", name);
-    violations->CheckRange(field, value, low, high);
-    if (value != off) violations->AddUnimplemented(field);
+  const auto check = [&](absl::string_view name, float value, float low, float high) {
+    violations->CheckRange(absl::StrCat("sampling.", name), value, low, high);
   };
-  const auto check_open = [&](absl::string_view name, bool set, float value, float high,
-                              float off) {
-    if (!set) return;
-    const std::string field = absl::StrCat("sampling.", name);
-    violations->Check(value > 0.0f && value <= high, field,
+  const auto check_open = [&](absl::string_view name, bool set, float value, float high) {
+    violations->Check(!set || (value > 0.0f && value <= high), absl::StrCat("sampling.", name),
                       absl::StrCat("must be in (0, ", high, "], is ", value));
-    if (value != off) violations->AddUnimplemented(field);
   };
   check_open("repetition_penalty", sampling.has_repetition_penalty(), sampling.repetition_penalty(),
-             10.0f, 1.0f);
-  if (sampling.has_repetition_window()) {
-    violations->CheckRange<int64_t>("sampling.repetition_window", sampling.repetition_window(), 0,
-                                    kMaxPenaltyWindow);
+             10.0f);
+  violations->CheckRange<int64_t>("sampling.repetition_window", sampling.repetition_window(), 0,
+                                  kMaxPenaltyWindow);
+  check("frequency_penalty", sampling.frequency_penalty(), -2.0f, 2.0f);
+  check("presence_penalty", sampling.presence_penalty(), -2.0f, 2.0f);
+  check_open("typical_p", sampling.has_typical_p(), sampling.typical_p(), 1.0f);
+  check("top_p", sampling.top_p(), 0.0f, 1.0f);
+  check("min_p", sampling.min_p(), 0.0f, 1.0f);
+}
+
+// Allowed less banned ids must leave something, also while end tokens are banned by
+// min_new_tokens. Ids are in range.
+void CheckChoices(const v1::GenerateRequest& request, const ModelConfig& config,
+                  Violations* violations) {
+  const v1::SamplingOptions& sampling = request.sampling();
+  const v1::StoppingOptions& stopping = request.stopping();
+  const absl::flat_hash_set<int32_t> allowed(sampling.allowed_token_ids().begin(),
+                                             sampling.allowed_token_ids().end());
+  absl::flat_hash_set<int32_t> excluded(sampling.banned_token_ids().begin(),
+                                        sampling.banned_token_ids().end());
+  const auto left = [&] {
+    if (allowed.empty()) return static_cast<int64_t>(excluded.size()) < config.vocab_size;
+    return std::any_of(allowed.begin(), allowed.end(),
+                       [&excluded](int32_t id) { return !excluded.contains(id); });
+  };
+  if (!left()) {
+    violations->Add("sampling.banned_token_ids", "must leave a token to choose from");
+    return;
   }
-  check("frequency_penalty", sampling.has_frequency_penalty(), sampling.frequency_penalty(), -2.0f,
-        2.0f, 0.0f);
-  check("presence_penalty", sampling.has_presence_penalty(), sampling.presence_penalty(), -2.0f,
-        2.0f, 0.0f);
-  // Keeping at least the whole vocabulary filters nothing.
-  if (sampling.top_k() != 0 && sampling.top_k() < config.vocab_size) {
-    violations->AddUnimplemented("sampling.top_k");
-  }
-  check_open("typical_p", sampling.has_typical_p(), sampling.typical_p(), 1.0f, 1.0f);
-  check("top_p", sampling.has_top_p(), sampling.top_p(), 0.0f, 1.0f, 1.0f);
-  check("min_p", sampling.has_min_p(), sampling.min_p(), 0.0f, 1.0f, 0.0f);
+  if (stopping.min_new_tokens() == 0) return;
+  excluded.insert(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
+  if (!stopping.ignore_eos()) excluded.insert(config.eos_token_id);
+  violations->Check(left(), "stopping.min_new_tokens",
+                    "needs a token to choose from that does not end the output");
 }
 
 void CheckStopping(const v1::StoppingOptions& stopping, const ModelConfig& config,
@@ -176,15 +178,6 @@ void CheckStopping(const v1::StoppingOptions& stopping, const ModelConfig& confi
                                  stopping.stop_token_ids_size()));
   CheckTokenIds("stopping.stop_token_ids", stopping.stop_token_ids(), config.vocab_size,
                 violations);
-  if (stopping.min_new_tokens() > 0) {
-    // All of these are banned until then: something must be left to sample.
-    absl::flat_hash_set<int32_t> banned(stopping.stop_token_ids().begin(),
-                                        stopping.stop_token_ids().end());
-    if (!stopping.ignore_eos()) banned.insert(config.eos_token_id);
-    violations->Check(static_cast<int64_t>(banned.size()) < config.vocab_size,
-                      "stopping.stop_token_ids",
-                      "with min_new_tokens must not cover the whole vocabulary");
-  }
 }
 
 void CheckResponse(const v1::ResponseOptions& response, Violations* violations) {
@@ -194,13 +187,13 @@ void CheckResponse(const v1::ResponseOptions& response, Violations* violations) 
   violations->Check(
       response.top_logprobs() == 0 || response.logprobs() || response.prompt_logprobs(),
       "response.top_logprobs", "needs logprobs or prompt_logprobs");
-  if (response.top_logprobs() > 0) violations->AddUnimplemented("response.top_logprobs");
+  if (response.top_logprobs() > 0 && response.prompt_logprobs()) {
+    violations->AddUnimplemented("response.top_logprobs");
+  }
   switch (response.logprob_mode()) {
     case v1::LOGPROB_MODE_UNSPECIFIED:
     case v1::LOGPROB_MODE_MODEL:
-      break;
     case v1::LOGPROB_MODE_SAMPLING:
-      violations->AddUnimplemented("response.logprob_mode");
       break;
     default:
       violations->Add("response.logprob_mode", "must be a value of LogprobMode");
@@ -253,6 +246,7 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
     violations.AddUnimplemented("constraint");
   }
   CheckStopping(request.stopping(), config, limits, &violations);
+  if (!violations.invalid()) CheckChoices(request, config, &violations);
   CheckResponse(request.response(), &violations);
   CheckCandidates(request, &violations);
   CheckPriority(request.priority(), &violations);

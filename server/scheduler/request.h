@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/backends/backend.h"
+#include "server/sampling/request_sampler.h"
 #include "server/scheduler/priority.h"
 
 namespace mmfree {
@@ -31,9 +32,11 @@ enum class FinishReason : uint8_t {
 struct GenerationRequest {
   std::string request_id;
   std::vector<int32_t> prompt;  // at least one token
-  SamplingParams sampling;      // `banned` is the scheduler's to set
-  int64_t max_new_tokens = 0;   // 0: only feed the prompt; finishes with kLength
-  int64_t min_new_tokens = 0;   // EOS and stop tokens are not sampled before this many were emitted
+  SamplingParams sampling;      // `banned` and `sampler` are the scheduler's to set
+  // Draws the tokens where `sampling` alone does not say how; null: the backend's own sampling.
+  std::shared_ptr<RequestSampler> sampler;
+  int64_t max_new_tokens = 0;  // 0: only feed the prompt; finishes with kLength
+  int64_t min_new_tokens = 0;  // EOS and stop tokens are not sampled before this many were emitted
   std::vector<int32_t> eos_token_ids;  // empty: ignore_eos
   std::vector<int32_t> stop_token_ids;
   // What came before the prompt: how many tokens, and the state [state_floats] after them. Null:

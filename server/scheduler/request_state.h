@@ -35,7 +35,8 @@ struct RequestState : SchedulerEntry {
   // The step thread's.
   std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
   SamplingParams sampling;
-  int32_t last_token = -1;  // sampled, to be fed next
+  std::shared_ptr<RequestSampler> sampler;  // may be null
+  int32_t last_token = -1;                  // sampled, to be fed next
   int64_t emitted = 0;
   int64_t until_backlog_check = 0;  // tokens that can be emitted before the backlog can be too long
   absl::Time first_step;            // start of the first step that had it

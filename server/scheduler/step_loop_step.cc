@@ -89,8 +89,11 @@ absl::Status StepLoop::CheckOutput() const {
                                             ", ", scores, " and ", logits));
   }
   for (size_t i = 0; i < rows_.size(); ++i) {
+    if (rows_[i].sampling == nullptr) continue;
     const int32_t token = output_.samples[i].token;
-    if (rows_[i].sampling != nullptr && (token < 0 || token >= options_.vocab_size)) {
+    // A sampler with nothing to choose from gives -1.
+    const int32_t least = rows_[i].sampling->sampler != nullptr ? -1 : 0;
+    if (token < least || token >= options_.vocab_size) {
       return absl::InternalError(absl::StrCat("the backend sampled token ", token));
     }
   }
@@ -139,6 +142,12 @@ void StepLoop::HandleScores(RequestState* request, absl::Span<const TokenScore> 
 }
 
 void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
+  if (token.token < 0) {
+    Fail(request,
+         absl::InvalidArgumentError("sampling: no token is left to choose from at this point"),
+         now);
+    return;
+  }
   if (request->emitted == 0) {
     request->first_token = now;
     request->latest_token = now;
@@ -155,6 +164,7 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
   ++emitted_;
   ++request->emitted;
   request->last_token = token.token;
+  if (request->sampler != nullptr) request->sampler->Append(token.token);
   if (request->emitted == 1) {
     metrics_->ObserveTimeToFirstToken(Elapsed(request->submitted, now));
   } else {

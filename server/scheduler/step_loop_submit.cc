@@ -37,6 +37,8 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->prompt_tokens = static_cast<int64_t>(state->tokens.size());
   state->sampling = request.sampling;
   state->sampling.banned = {};
+  state->sampler = std::move(request.sampler);
+  state->sampling.sampler = state->sampler.get();
   if (state->min_new_tokens > 0) state->sampling.banned = state->end_tokens;
   state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
 

@@ -100,7 +100,13 @@ class FakeBackend final : public Backend {
           for (int32_t id = 0; id < vocab_size; ++id) out->logits.push_back(LogitOf(state, id));
         }
       }
-      if (row.sampling != nullptr) out->samples[r] = SampleFrom(state, *row.sampling, vocab_size);
+      if (row.sampling != nullptr && row.sampling->sampler != nullptr) {
+        std::vector<float> logits;
+        for (int32_t id = 0; id < vocab_size; ++id) logits.push_back(LogitOf(state, id));
+        out->samples[r] = row.sampling->sampler->Sample(logits, *row.sampling, state.count);
+      } else if (row.sampling != nullptr) {
+        out->samples[r] = SampleFrom(state, *row.sampling, vocab_size);
+      }
     }
     if (device_->options().clock != nullptr) {
       device_->options().clock->Advance(device_->options().step_time);

@@ -251,7 +251,10 @@ void Forward::Emit(const OutputPosition& output, absl::Span<float> logits) const
   if (output.logits != nullptr) std::copy(logits.begin(), logits.end(), output.logits);
   if (output.score != nullptr) *output.score = ScoreRow(*kernels_, logits, output.target);
   if (output.sample != nullptr) {
-    *output.sample = SampleRow(*kernels_, logits, *output.sampling, output.sample_position);
+    const SamplingParams& params = *output.sampling;
+    *output.sample = params.sampler != nullptr
+                         ? params.sampler->Sample(logits, params, output.sample_position)
+                         : SampleRow(*kernels_, logits, params, output.sample_position);
   }
 }
 

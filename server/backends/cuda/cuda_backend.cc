@@ -64,7 +64,12 @@ class CudaBackend : public Backend {
   // A step whose rows are all single tokens, in one graph launch.
   absl::Status RunGraph();
   absl::Status RunEager(StepOutput* out);
-  absl::Status CopyLogits(int32_t first, int32_t rows, StepOutput* out) const;
+  // Copies what is asked for of the logits of heads [first, first + rows), which are in the
+  // workspace, to the host.
+  absl::Status CopyLogits(int32_t first, int32_t rows, StepOutput* out);
+  absl::Status CopyHead(int32_t row, float* out) const;
+  // Draws the tokens of the rows that have a TokenSampler.
+  void SampleOnHost(absl::Span<const StepRow> rows, StepOutput* out) const;
   absl::StatusOr<cuda::GraphExec> Capture(int32_t batch, bool head) const;
 
   const ModelConfig config_;
@@ -76,10 +81,11 @@ class CudaBackend : public Backend {
   DeviceModel model_;
   Workspace workspace_;
   PinnedBuffer pinned_;
-  StepInputs host_in_;                                               // in pinned_
-  HeadOutput* host_out_ = nullptr;                                   // [max_step_tokens] in pinned_
-  float* host_state_ = nullptr;                                      // [state_floats] in pinned_
-  std::unique_ptr<Forward> forward_;                                 // refers to the members above
+  StepInputs host_in_;                 // in pinned_
+  HeadOutput* host_out_ = nullptr;     // [max_step_tokens] in pinned_
+  float* host_state_ = nullptr;        // [state_floats] in pinned_
+  std::vector<float> sampler_logits_;  // [sampler heads, vocab_size] of the step
+  std::unique_ptr<Forward> forward_;   // refers to the members above
   absl::flat_hash_map<std::pair<int32_t, bool>, GraphExec> graphs_;  // by (batch, with head)
 };
 
@@ -268,17 +274,40 @@ absl::Status CudaBackend::RunGraph() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* out) const {
+absl::Status CudaBackend::CopyHead(int32_t row, float* out) const {
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(out, workspace_.logits + row * workspace_.ld_vocab,
+                                              config_.vocab_size * sizeof(float),
+                                              cudaMemcpyDeviceToHost, stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* out) {
   const std::vector<int32_t>& heads = planner_.logit_heads();
   const int64_t vocab = config_.vocab_size;
   for (auto it = std::lower_bound(heads.begin(), heads.end(), first);
        it != heads.end() && *it < first + rows; ++it) {
-    const int64_t index = it - heads.begin();
-    MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(
-        out->logits.data() + index * vocab, workspace_.logits + (*it - first) * workspace_.ld_vocab,
-        vocab * sizeof(float), cudaMemcpyDeviceToHost, stream_.get()));
+    MMFREE_RETURN_IF_ERROR(
+        CopyHead(*it - first, out->logits.data() + (it - heads.begin()) * vocab));
+  }
+  const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    const int32_t head = samplers[i].head;
+    if (head < first || head >= first + rows) continue;
+    MMFREE_RETURN_IF_ERROR(
+        CopyHead(head - first, sampler_logits_.data() + static_cast<int64_t>(i) * vocab));
   }
   return absl::OkStatus();
+}
+
+void CudaBackend::SampleOnHost(absl::Span<const StepRow> rows, StepOutput* out) const {
+  const size_t vocab = static_cast<size_t>(config_.vocab_size);
+  const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    const SamplingParams& params = *rows[samplers[i].row].sampling;
+    out->samples[samplers[i].row] =
+        params.sampler->Sample(absl::MakeConstSpan(sampler_logits_).subspan(i * vocab, vocab),
+                               params, samplers[i].position);
+  }
 }
 
 absl::Status CudaBackend::RunEager(StepOutput* out) {
@@ -296,6 +325,7 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
   MMFREE_RETURN_IF_ERROR(planner_.Check(rows));
   planner_.Fill(rows, host_in_);
   out->logits.resize(planner_.logit_heads().size() * config_.vocab_size);
+  sampler_logits_.resize(planner_.sampler_heads().size() * config_.vocab_size);
   if (!rows.empty()) {
     MMFREE_RETURN_IF_ERROR(UseDevice());
     if (planner_.banned() > 0) {
@@ -312,6 +342,7 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
     MMFREE_RETURN_IF_ERROR(Wait());
   }
   planner_.Collect(rows, host_out_, out);
+  SampleOnHost(rows, out);
   return absl::OkStatus();
 }
 

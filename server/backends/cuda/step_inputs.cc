@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
@@ -93,12 +94,24 @@ absl::Status StepPlanner::Check(absl::Span<const StepRow> rows) {
   return absl::OkStatus();
 }
 
+void StepPlanner::FillSampling(const SamplingParams& params, const StepInputs& in,
+                               HeadInput* head) {
+  head->temperature = params.temperature;
+  head->seed = params.seed;
+  head->candidate = params.candidate;
+  head->banned_begin = banned_;
+  head->banned_count = static_cast<int32_t>(params.banned.size());
+  std::copy(params.banned.begin(), params.banned.end(), in.banned + banned_);
+  banned_ += head->banned_count;
+}
+
 void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
   tokens_ = 0;
   heads_ = 0;
   banned_ = 0;
   decode_ = true;
   logit_heads_.clear();
+  sampler_heads_.clear();
   for (size_t n = 0; n < rows.size(); ++n) {
     const StepRow& row = rows[n];
     const int32_t count = static_cast<int32_t>(row.tokens.size());
@@ -113,14 +126,12 @@ void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
       head.temperature = -1.0f;
       if (i == count - 1 && row.sampling != nullptr) {
         const SamplingParams& params = *row.sampling;
-        head.temperature = params.temperature;
-        head.seed = params.seed;
         head.position = row.position + static_cast<uint64_t>(count);
-        head.candidate = params.candidate;
-        head.banned_begin = banned_;
-        head.banned_count = static_cast<int32_t>(params.banned.size());
-        std::copy(params.banned.begin(), params.banned.end(), in.banned + banned_);
-        banned_ += head.banned_count;
+        if (params.sampler != nullptr) {
+          sampler_heads_.push_back({heads_, n, head.position});
+        } else {
+          FillSampling(params, in, &head);
+        }
       }
       if (row.logits == LogitsMode::kAll || (row.logits == LogitsMode::kLast && i == count - 1)) {
         logit_heads_.push_back(heads_);
@@ -149,9 +160,10 @@ void StepPlanner::Collect(absl::Span<const StepRow> rows, const HeadOutput* head
     head += count;
     SampledToken sample;
     if (row.sampling != nullptr) {
-      sample = {heads[head - 1].sampled, heads[head - 1].sampled_logprob};
+      sample.token = heads[head - 1].sampled;
+      sample.logprob = heads[head - 1].sampled_logprob;
     }
-    out->samples.push_back(sample);
+    out->samples.push_back(std::move(sample));
   }
 }
 

@@ -2,6 +2,7 @@
 #ifndef MMFREE_SERVER_BACKENDS_CUDA_STEP_INPUTS_H_
 #define MMFREE_SERVER_BACKENDS_CUDA_STEP_INPUTS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -31,11 +32,22 @@ class StepPlanner {
   // Heads whose logits go back to the host, ascending.
   const std::vector<int32_t>& logit_heads() const { return logit_heads_; }
 
-  // Scatters the heads' outputs. Resizes out->logits for logit_heads(), which the caller copies.
+  // A row whose token a TokenSampler draws on the host, from the logits of this head.
+  struct SamplerHead {
+    int32_t head = 0;
+    size_t row = 0;
+    uint64_t position = 0;
+  };
+  // By rising head.
+  const std::vector<SamplerHead>& sampler_heads() const { return sampler_heads_; }
+
+  // Scatters the heads' outputs; the samples of sampler_heads() are the caller's to draw. Resizes
+  // out->logits for logit_heads(), which the caller copies.
   void Collect(absl::Span<const StepRow> rows, const HeadOutput* heads, StepOutput* out) const;
 
  private:
   absl::Status CheckRow(const StepRow& row);
+  void FillSampling(const SamplingParams& params, const StepInputs& in, HeadInput* head);
 
   const int32_t max_step_tokens_;
   const int64_t vocab_size_;
@@ -47,6 +59,7 @@ class StepPlanner {
   int32_t banned_ = 0;
   bool decode_ = false;
   std::vector<int32_t> logit_heads_;
+  std::vector<SamplerHead> sampler_heads_;
 };
 
 }  // namespace mmfree::cuda

@@ -16,6 +16,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -165,31 +166,9 @@ INSTANTIATE_TEST_SUITE_P(
         {"session_id", [](R* r) { r->set_session_id("s"); }},
         {"state", [](R* r) { r->mutable_state(); }},
         {"expected_turn", [](R* r) { r->set_expected_turn(0); }},
-        {"sampling.top_k", [](R* r) { r->mutable_sampling()->set_top_k(40); }},
-        {"sampling.top_p", [](R* r) { r->mutable_sampling()->set_top_p(0.9f); }},
-        {"sampling.min_p", [](R* r) { r->mutable_sampling()->set_min_p(0.1f); }},
-        {"sampling.typical_p", [](R* r) { r->mutable_sampling()->set_typical_p(0.5f); }},
-        {"sampling.repetition_penalty",
-         [](R* r) { r->mutable_sampling()->set_repetition_penalty(1.1f); }},
-        {"sampling.frequency_penalty",
-         [](R* r) { r->mutable_sampling()->set_frequency_penalty(0.5f); }},
-        {"sampling.presence_penalty",
-         [](R* r) { r->mutable_sampling()->set_presence_penalty(-0.5f); }},
-        {"sampling.logit_bias",
-         [](R* r) { (*r->mutable_sampling()->mutable_logit_bias())[5] = 1.0f; }},
-        {"sampling.allowed_token_ids",
-         [](R* r) { r->mutable_sampling()->add_allowed_token_ids(5); }},
-        {"sampling.banned_token_ids", [](R* r) { r->mutable_sampling()->add_banned_token_ids(5); }},
         {"constraint", [](R* r) { r->mutable_constraint()->set_regex("a+"); }},
         {"stopping.stop_strings", [](R* r) { r->mutable_stopping()->add_stop_strings("x"); }},
         {"stopping.include_stop", [](R* r) { r->mutable_stopping()->set_include_stop(true); }},
-        {"response.top_logprobs",
-         [](R* r) {
-           r->mutable_response()->set_logprobs(true);
-           r->mutable_response()->set_top_logprobs(2);
-         }},
-        {"response.logprob_mode",
-         [](R* r) { r->mutable_response()->set_logprob_mode(v1::LOGPROB_MODE_SAMPLING); }},
         {"response.prompt_logprobs",
          [](R* r) { r->mutable_response()->set_prompt_logprobs(true); }},
         {"response.echo", [](R* r) { r->mutable_response()->set_echo(true); }},
@@ -228,6 +207,24 @@ TEST(ValidateGenerate, AcceptsEveryFieldAtItsDefault) {
   EXPECT_THAT(ValidateGenerate(request, Config(), {}), IsOk());
 }
 
+TEST(ValidateGenerate, AcceptsTheEndsOfEveryRange) {
+  v1::GenerateRequest request = ValidRequest();
+  v1::SamplingOptions* sampling = request.mutable_sampling();
+  for (const bool low : {true, false}) {
+    sampling->set_temperature(low ? 1e-6f : 100.0f);
+    sampling->set_top_k(low ? 1 : std::numeric_limits<uint32_t>::max());
+    sampling->set_top_p(low ? 0.0f : 1.0f);
+    sampling->set_min_p(low ? 0.0f : 1.0f);
+    sampling->set_typical_p(low ? 1e-30f : 1.0f);
+    sampling->set_repetition_penalty(low ? 1e-30f : 10.0f);
+    sampling->set_repetition_window(low ? 0 : 1024);
+    sampling->set_frequency_penalty(low ? -2.0f : 2.0f);
+    sampling->set_presence_penalty(low ? -2.0f : 2.0f);
+    (*sampling->mutable_logit_bias())[low ? 0 : 99] = low ? -100.0f : 100.0f;
+    EXPECT_THAT(ValidateGenerate(request, Config(), {}), IsOk());
+  }
+}
+
 TEST(ValidateGenerate, TopKOfTheWholeVocabularyFiltersNothing) {
   v1::GenerateRequest request = ValidRequest();
   request.mutable_sampling()->set_top_k(100);
@@ -257,7 +254,7 @@ TEST(ValidateGenerate, NamesTheLimitThatIsExceeded) {
 
 TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
   v1::GenerateRequest request = ValidRequest();
-  request.mutable_sampling()->set_top_k(40);  // only unimplemented
+  request.set_speculative_tokens(4);  // only unimplemented
   request.mutable_sampling()->set_temperature(-1.0f);
   request.mutable_sampling()->set_top_p(2.0f);
   request.set_candidates(0);
@@ -266,16 +263,36 @@ TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
   EXPECT_THAT(Fields(status), ElementsAre("sampling.temperature", "sampling.top_p", "candidates"));
 }
 
-TEST(ValidateGenerate, SomethingMustBeLeftToSampleBeforeMinNewTokens) {
+TEST(ValidateGenerate, SomethingMustBeLeftToChooseFrom) {
   ModelConfig config = Config();
   config.vocab_size = 4;
   v1::GenerateRequest request = ValidRequest();
+  const auto fields = [&] { return Fields(ValidateGenerate(request, config, {})); };
+  for (const int id : {0, 1, 3}) request.mutable_sampling()->add_banned_token_ids(id);
+  EXPECT_THAT(fields(), IsEmpty());
+  request.mutable_sampling()->add_banned_token_ids(2);
+  EXPECT_THAT(fields(), ElementsAre("sampling.banned_token_ids"));
+  request.mutable_sampling()->clear_banned_token_ids();
+  request.mutable_sampling()->add_allowed_token_ids(3);
+  EXPECT_THAT(fields(), IsEmpty());
+  request.mutable_sampling()->add_banned_token_ids(3);
+  EXPECT_THAT(fields(), ElementsAre("sampling.banned_token_ids"));
+}
+
+TEST(ValidateGenerate, SomethingMustBeLeftToChooseFromBeforeMinNewTokens) {
+  ModelConfig config = Config();
+  config.vocab_size = 4;
+  v1::GenerateRequest request = ValidRequest();
+  const auto fields = [&] { return Fields(ValidateGenerate(request, config, {})); };
   request.mutable_stopping()->set_min_new_tokens(1);
   for (const int id : {0, 1, 3}) request.mutable_stopping()->add_stop_token_ids(id);
-  EXPECT_THAT(ValidateGenerate(request, config, {}),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("stop_token_ids")));
+  EXPECT_THAT(fields(), ElementsAre("stopping.min_new_tokens"));
   request.mutable_stopping()->set_ignore_eos(true);  // EOS, id 2, is left
-  EXPECT_THAT(ValidateGenerate(request, config, {}), IsOk());
+  EXPECT_THAT(fields(), IsEmpty());
+  request.mutable_sampling()->add_banned_token_ids(2);
+  EXPECT_THAT(fields(), ElementsAre("stopping.min_new_tokens"));
+  request.mutable_stopping()->set_min_new_tokens(0);
+  EXPECT_THAT(fields(), IsEmpty());
 }
 
 TEST(ValidateScore, ChecksEveryInput) {

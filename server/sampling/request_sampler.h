@@ -1,0 +1,72 @@
+// Draws the tokens of one generation that asks for more than temperature and seed. README.md
+// defines every operation and the order they are applied in.
+#ifndef MMFREE_SERVER_SAMPLING_REQUEST_SAMPLER_H_
+#define MMFREE_SERVER_SAMPLING_REQUEST_SAMPLER_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "server/backends/backend.h"
+#include "server/sampling/filters.h"
+#include "server/sampling/penalties.h"
+#include "server/sampling/token_mask.h"
+
+namespace mmfree {
+
+// Thread-compatible: the backend calls Sample during a step, the step thread the rest between
+// steps.
+class RequestSampler final : public TokenSampler {
+ public:
+  // Which distribution SampledToken::logprob and top are of.
+  enum class Logprobs : uint8_t {
+    kNone,      // none: they are 0 and null, and cost nothing
+    kModel,     // the model's own, at temperature 1: what ScoreToken gives
+    kSampling,  // the one that is drawn from
+  };
+
+  // Validated by the caller: ids in [0, vocab_size), every number in the range that the proto
+  // gives.
+  struct Options {
+    std::vector<int32_t> allowed;  // empty: all
+    std::vector<int32_t> banned;
+    std::vector<std::pair<int32_t, float>> bias;  // of distinct ids
+    PenaltyOptions penalties;
+    FilterOptions filters;
+    Logprobs logprobs = Logprobs::kModel;
+    int top_logprobs = 0;
+
+    // Whether the backends' own sampling would give the same.
+    bool plain() const {
+      return allowed.empty() && banned.empty() && bias.empty() && !penalties.any() &&
+             !filters.any() && logprobs != Logprobs::kSampling && top_logprobs == 0;
+    }
+  };
+
+  // `context`: the tokens before the output, for repetition_penalty.
+  RequestSampler(Options options, int64_t vocab_size, absl::Span<const int32_t> context);
+
+  // Temperature, seed, candidate and banned ids are those of `params`.
+  SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
+                      uint64_t position) override;
+
+  // The token was emitted: it is part of the context of the next Sample.
+  void Append(int32_t token) { penalties_.Append(token); }
+
+  // One that goes on from here by itself, for another candidate.
+  std::unique_ptr<RequestSampler> Clone() const { return std::make_unique<RequestSampler>(*this); }
+
+ private:
+  // What can be chosen; empty when nothing can.
+  TokenMask Choices(const SamplingParams& params) const;
+
+  const Options options_;
+  const TokenMask allowed_;  // allowed, less banned
+  Penalties penalties_;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SAMPLING_REQUEST_SAMPLER_H_

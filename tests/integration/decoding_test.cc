@@ -1,0 +1,179 @@
+// Decoding control over a real server: every field of SamplingOptions, and what is said about
+// tokens.
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "tests/integration/live_server.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::Each;
+using ::testing::SizeIs;
+
+v1::GenerateRequest SampledRequest(uint64_t seed, uint32_t max_new_tokens = 24) {
+  v1::GenerateRequest request = GreedyRequest("Once upon a time there was", max_new_tokens);
+  request.mutable_sampling()->set_temperature(1.0f);
+  request.mutable_sampling()->set_seed(seed);
+  request.mutable_stopping()->set_ignore_eos(true);
+  return request;
+}
+
+class DecodingTest : public LiveServer {
+ protected:
+  void SetUp() override { StartServer(); }
+
+  std::vector<int32_t> Ids(const v1::GenerateRequest& request) const {
+    const Generation generation = Generate(request);
+    EXPECT_TRUE(generation.status.ok()) << generation.status.error_message();
+    return generation.token_ids;
+  }
+};
+
+TEST_F(DecodingTest, FiltersThatKeepOneTokenAreGreedy) {
+  v1::GenerateRequest greedy = SampledRequest(1);
+  greedy.mutable_sampling()->set_temperature(0.0f);
+  const std::vector<int32_t> expected = Ids(greedy);
+  ASSERT_THAT(expected, SizeIs(24));
+  for (const auto& set : std::vector<std::function<void(v1::SamplingOptions*)>>{
+           [](auto* s) { s->set_top_k(1); },
+           [](auto* s) { s->set_top_p(0.0f); },
+           [](auto* s) { s->set_min_p(1.0f); },
+       }) {
+    v1::GenerateRequest request = SampledRequest(5);
+    set(request.mutable_sampling());
+    EXPECT_EQ(Ids(request), expected);
+  }
+}
+
+TEST_F(DecodingTest, OptionsThatChangeNothingLeaveTheTokensAsTheyAre) {
+  const std::vector<int32_t> expected = Ids(SampledRequest(3));
+  for (const auto& set : std::vector<std::function<void(v1::SamplingOptions*)>>{
+           [](auto* s) { s->set_top_k(1'000'000); },
+           [](auto* s) { (*s->mutable_logit_bias())[7] = 1e-30f; },
+           [](auto* s) { s->set_min_p(1e-20f); },
+       }) {
+    v1::GenerateRequest request = SampledRequest(3);
+    set(request.mutable_sampling());
+    EXPECT_EQ(Ids(request), expected);
+  }
+}
+
+TEST_F(DecodingTest, AllowedBannedAndBiasedTokens) {
+  const std::set<int32_t> allowed = {300, 301, 302, 500};
+  v1::GenerateRequest request = SampledRequest(2);
+  for (const int32_t id : allowed) request.mutable_sampling()->add_allowed_token_ids(id);
+  EXPECT_THAT(Ids(request),
+              Each(testing::Truly([&](int32_t id) { return allowed.count(id) > 0; })));
+  request.mutable_sampling()->add_banned_token_ids(300);
+  request.mutable_sampling()->add_banned_token_ids(302);
+  (*request.mutable_sampling()->mutable_logit_bias())[500] = -100.0f;
+  EXPECT_THAT(Ids(request), Each(301));
+  v1::GenerateRequest biased = SampledRequest(2);
+  (*biased.mutable_sampling()->mutable_logit_bias())[777] = 100.0f;
+  EXPECT_THAT(Ids(biased), Each(777));
+}
+
+TEST_F(DecodingTest, PenaltiesDiscourageRepeats) {
+  const auto distinct = [this](const v1::GenerateRequest& request) {
+    const std::vector<int32_t> ids = Ids(request);
+    return std::set<int32_t>(ids.begin(), ids.end()).size();
+  };
+  v1::GenerateRequest plain = SampledRequest(1, 60);
+  plain.mutable_sampling()->set_temperature(0.0f);
+  const size_t before = distinct(plain);
+  for (const auto& set : std::vector<std::function<void(v1::SamplingOptions*)>>{
+           [](auto* s) { s->set_repetition_penalty(1.5f); },
+           [](auto* s) { s->set_frequency_penalty(1.5f); },
+           [](auto* s) { s->set_presence_penalty(2.0f); },
+       }) {
+    v1::GenerateRequest request = plain;
+    set(request.mutable_sampling());
+    EXPECT_GT(distinct(request), before);
+  }
+  v1::GenerateRequest off = plain;
+  off.mutable_sampling()->set_repetition_penalty(1.5f);
+  off.mutable_sampling()->set_repetition_window(0);
+  EXPECT_EQ(Ids(off), Ids(plain));
+}
+
+v1::GenerateRequest MixedRequest(int i) {
+  v1::GenerateRequest request = SampledRequest(static_cast<uint64_t>(i), 20);
+  v1::SamplingOptions* const sampling = request.mutable_sampling();
+  if (i % 2 == 0) sampling->set_top_k(40);
+  if (i % 3 == 0) sampling->set_top_p(0.9f);
+  if (i % 4 == 0) sampling->set_repetition_penalty(1.2f);
+  if (i % 5 == 0) sampling->set_typical_p(0.8f);
+  if (i % 7 == 0) sampling->set_min_p(0.05f);
+  request.mutable_response()->set_logprobs(true);
+  request.mutable_response()->set_top_logprobs(static_cast<uint32_t>(i % 4));
+  if (i % 2 == 1) request.mutable_response()->set_logprob_mode(v1::LOGPROB_MODE_SAMPLING);
+  return request;
+}
+
+std::string Logprobs(const Generation& generation) {
+  std::string all;
+  for (const v1::GenerateResponse& event : generation.events) {
+    for (const v1::TokenLogprob& logprob : event.delta().logprobs()) {
+      all += logprob.SerializeAsString();
+    }
+  }
+  return all;
+}
+
+TEST_F(DecodingTest, SameTokensAndLogprobsInEveryBatchAndOnEveryInstructionSet) {
+  constexpr int kRequests = 24;
+  std::vector<Generation> alone;
+  for (int i = 0; i < kRequests; ++i) {
+    alone.push_back(Generate(MixedRequest(i)));
+    ASSERT_TRUE(alone[i].status.ok()) << alone[i].status.error_message();
+  }
+  std::vector<Generation> together(kRequests);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kRequests; ++i) {
+    threads.emplace_back([&, i] { together[i] = Generate(MixedRequest(i)); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int i = 0; i < kRequests; ++i) {
+    EXPECT_EQ(together[i].token_ids, alone[i].token_ids) << i;
+    EXPECT_EQ(Logprobs(together[i]), Logprobs(alone[i])) << i;
+  }
+  server_.reset();
+  StartServer({"--cpu_isa=scalar"});
+  for (int i = 0; i < 6; ++i) {
+    const Generation scalar = Generate(MixedRequest(i));
+    EXPECT_EQ(scalar.token_ids, alone[i].token_ids) << i;
+    EXPECT_EQ(Logprobs(scalar), Logprobs(alone[i])) << i;
+  }
+}
+
+TEST_F(DecodingTest, TopLogprobsAreTheLikeliestAndAgreeWithTheirToken) {
+  v1::GenerateRequest request = SampledRequest(4);
+  request.mutable_response()->set_logprobs(true);
+  request.mutable_response()->set_top_logprobs(20);
+  const Generation generation = Generate(request);
+  ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
+  int tokens = 0;
+  for (const v1::GenerateResponse& event : generation.events) {
+    for (const v1::TokenLogprob& logprob : event.delta().logprobs()) {
+      ++tokens;
+      ASSERT_EQ(logprob.top_size(), 20);
+      for (int i = 0; i < 20; ++i) {
+        const v1::TokenLogprob::Alternative& top = logprob.top(i);
+        if (i > 0) EXPECT_LE(top.logprob(), logprob.top(i - 1).logprob());
+        if (top.token_id() == logprob.token_id()) EXPECT_EQ(top.logprob(), logprob.logprob());
+      }
+      EXPECT_LE(logprob.logprob(), logprob.top(0).logprob());
+    }
+  }
+  EXPECT_EQ(tokens, 24);
+}
+
+}  // namespace
+}  // namespace mmfree
