@@ -125,6 +125,28 @@ TEST_F(ClientTest, ScoreJsonHasTheDocumentedShapeAndExactFloats) {
   EXPECT_FALSE(by_ids.contains("last_logits"));
 }
 
+TEST_F(ClientTest, ScoreFileScoresEachLineAsATextOfItsOwn) {
+  StartServer();
+  const TempDirectory directory;
+  std::string content;
+  for (int i = 0; i < 70; ++i) {  // more than fit one call
+    absl::StrAppend(&content, "The cat number ", i, i % 10 == 0 ? " sat.\r\n\n" : " ran.\n");
+  }
+  WriteFile(directory.File("texts"), content);
+  const std::string flag = "--file=" + directory.File("texts");
+  const ProgramResult json = Run({"score", flag, "--json"});
+  EXPECT_EQ(json.exit_code, 0) << json.err;
+  EXPECT_THAT(json.err, HasSubstr("perplexity"));
+  const std::vector<std::string> lines = absl::StrSplit(json.out, '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), 70u);
+  EXPECT_EQ(Json::parse(lines[0]), RunJson({"score", "--text=The cat number 0 sat.", "--json"}));
+  EXPECT_EQ(Json::parse(lines[69]), RunJson({"score", "--text=The cat number 69 ran.", "--json"}));
+  const ProgramResult table = Run({"score", flag});
+  const std::vector<std::string> rows = absl::StrSplit(table.out, '\n', absl::SkipEmpty());
+  ASSERT_EQ(rows.size(), 70u);
+  EXPECT_THAT(rows[1], testing::StartsWith("3\t")) << "the number of its line";
+}
+
 TEST_F(ClientTest, TokenizeAndDetokenize) {
   StartServer();
   const Json json = RunJson({"tokenize", "--text=Once \U0001F600", "--json"});
@@ -192,6 +214,8 @@ TEST_F(ClientTest, UsageErrorsExitWithTwoAndAHint) {
       {"generate", "--prompt=caf\xE9"},
       {"health", "--service=\xFF"},
       {"score", "--text=a", "--last_logits"},
+      {"score", "--text=a", "--file=b"},
+      {"score", "--file=/dev/null"},
       {"models"},
       {"detokenize"},
       {"--timeout=5", "health"},
