@@ -74,6 +74,17 @@ absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, abs
   return ids;
 }
 
+OutputText::Options ToTextOptions(const v1::StoppingOptions& stopping) {
+  OutputText::Options out;
+  out.include_stop = stopping.include_stop();
+  out.min_tokens = stopping.min_new_tokens();
+  if (stopping.stop_strings_size() > 0) {
+    out.stop_strings = std::make_shared<const StopStrings>(
+        std::vector<std::string>(stopping.stop_strings().begin(), stopping.stop_strings().end()));
+  }
+  return out;
+}
+
 absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
                                                       const Engine& engine,
                                                       const RequestLimits& limits) {
@@ -99,6 +110,7 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
       stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens;
   out.min_new_tokens = stopping.min_new_tokens();
   if (!stopping.ignore_eos()) out.eos_token_ids = {engine.model().config().eos_token_id};
+  out.prompt_logprobs = request.response().prompt_logprobs();
   out.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
   return out;
 }
@@ -153,6 +165,9 @@ void ToProto(const GenerationResult& result, v1::GenerationFinished* out) {
     case FinishReason::kStopToken:
       out->set_finish_reason(v1::FINISH_REASON_STOP_TOKEN);
       out->set_stop_token_id(result.matched_stop_token);
+      break;
+    case FinishReason::kStopString:
+      out->set_finish_reason(v1::FINISH_REASON_STOP_STRING);
       break;
   }
   ToProto(result.usage, out->mutable_usage());

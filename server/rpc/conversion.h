@@ -15,6 +15,7 @@
 #include "mmfree/v1/inference.pb.h"
 #include "server/engine/engine.h"
 #include "server/rpc/limits.h"
+#include "server/rpc/output_text.h"
 #include "server/scheduler/request.h"
 
 namespace mmfree {
@@ -28,8 +29,11 @@ inline constexpr size_t kInlineTextBytes = 4096;
 absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
                                                  absl::string_view field, int64_t max_tokens);
 
-// Tokenizes the input and fills in the defaults; the deadline is left to the caller. `request` has
-// passed ValidateGenerate.
+// Compiles the stop strings.
+OutputText::Options ToTextOptions(const v1::StoppingOptions& stopping);
+
+// Tokenizes the input and fills in the defaults; the deadline and the stop condition are left to
+// the caller. `request` has passed ValidateGenerate.
 absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
                                                       const Engine& engine,
                                                       const RequestLimits& limits);

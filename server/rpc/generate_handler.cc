@@ -63,11 +63,19 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       return;
     }
     request->deadline = call_.deadline();
-    const GenerationStream::Options options = {
-        .request_id = request->request_id,
-        .seed = request->sampling.seed,
-        .return_token_ids = request_->response().return_token_ids(),
-        .logprobs = request_->response().logprobs()};
+    const v1::ResponseOptions& response = request_->response();
+    const GenerationStream::Options options = {.request_id = request->request_id,
+                                               .seed = request->sampling.seed,
+                                               .return_token_ids = response.return_token_ids(),
+                                               .logprobs = response.logprobs(),
+                                               .prompt_logprobs = response.prompt_logprobs(),
+                                               .echo = response.echo(),
+                                               .text = ToTextOptions(request_->stopping())};
+    if (options.text.stop_strings != nullptr) {
+      const Tokenizer& tokenizer = engine->tokenizer();
+      request->stop_condition = std::make_shared<TextStop>(
+          OutputText(&tokenizer, StartsText(tokenizer, request->prompt), options.text));
+    }
     EventWriter* const writer = this;
     const auto stream =
         std::make_shared<GenerationStream>(options, engine, request->prompt, writer);

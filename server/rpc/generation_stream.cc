@@ -9,11 +9,8 @@
 namespace mmfree {
 namespace {
 
-// Whether generated text is the start of all text: the prompt has none (BOS alone).
-bool StartsText(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt) {
-  return std::all_of(prompt.begin(), prompt.end(),
-                     [&tokenizer](int32_t id) { return tokenizer.TokenBytes(id).empty(); });
-}
+// Tokens of one prompt event: some tens of kilobytes, with everything asked for.
+constexpr size_t kPromptEventTokens = 1024;
 
 }  // namespace
 
@@ -23,7 +20,11 @@ GenerationStream::GenerationStream(Options options, Engine* engine,
       engine_(engine),
       writer_(writer),
       prompt_tokens_(static_cast<int64_t>(prompt.size())),
-      decoder_(&engine->tokenizer(), StartsText(engine->tokenizer(), prompt)) {}
+      prompt_(options_.echo || options_.prompt_logprobs
+                  ? std::vector<int32_t>(prompt.begin(), prompt.end())
+                  : std::vector<int32_t>()),
+      prompt_decoder_(&engine->tokenizer(), /*starts_text=*/true),
+      text_(&engine->tokenizer(), StartsText(engine->tokenizer(), prompt), options_.text) {}
 
 void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
                              GenerationRequest request) {
@@ -47,6 +48,16 @@ void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
   }
   if (cancel) self->engine_->Cancel(*handle);
   self->Pump();
+}
+
+void GenerationStream::OnPromptLogprobs(absl::Span<const float> logprobs) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (client_gone_) return;
+    prompt_logprobs_.assign(logprobs.begin(), logprobs.end());
+    has_prompt_logprobs_ = true;
+  }
+  Pump();
 }
 
 void GenerationStream::OnTokens(absl::Span<const SampledToken> tokens) {
@@ -99,6 +110,7 @@ void GenerationStream::Release(bool client_gone) {
 void GenerationStream::Pump() {
   for (;;) {
     bool client_gone;
+    bool prompt_is_next = false;
     std::optional<absl::StatusOr<GenerationResult>> result;
     {
       absl::MutexLock lock(&mu_);
@@ -108,10 +120,12 @@ void GenerationStream::Pump() {
         backlog_.fetch_sub(pending_.size(), std::memory_order_relaxed);
         pending_.clear();
       }
-      if (client_gone || (started_sent_ && pending_.empty())) {
+      prompt_is_next = !client_gone && PromptIsNext();
+      const bool tokens_are_next = started_sent_ && !prompt_is_next;
+      if (client_gone || (tokens_are_next && pending_.empty())) {
         if (!result_.has_value()) return;
         result = result_;
-      } else if (started_sent_) {
+      } else if (tokens_are_next) {
         in_flight_.swap(pending_);
       }
       busy_ = true;
@@ -123,6 +137,11 @@ void GenerationStream::Pump() {
     if (!started_sent_) {
       started_sent_ = true;
       MakeStarted();
+      writer_->Write(event_);
+      return;
+    }
+    if (prompt_is_next) {
+      MakePrompt();
       writer_->Write(event_);
       return;
     }
@@ -143,9 +162,8 @@ void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool 
     writer_->Finish(absl::CancelledError("the client is gone"));
     return;
   }
-  // Text of an unfinished character goes out as U+FFFD before `finished`; the decoder is empty
-  // then.
-  if (std::string tail = decoder_.Finish(); !tail.empty()) {
+  // Text that was held back goes out before `finished`; nothing is held back then.
+  if (std::string tail = text_.Finish(); !tail.empty()) {
     event_.Clear();
     event_.mutable_delta()->set_text(std::move(tail));
     writer_->Write(event_);
@@ -154,6 +172,9 @@ void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool 
   event_.Clear();
   v1::GenerationFinished* finished = event_.mutable_finished();
   ToProto(*result, finished);
+  if (result->reason == FinishReason::kStopString && text_.matched() != nullptr) {
+    finished->set_stop_string(*text_.matched());
+  }
   if (options_.logprobs) finished->set_cumulative_logprob(cumulative_logprob_);
   writer_->WriteLast(event_);
 }
@@ -167,11 +188,35 @@ void GenerationStream::MakeStarted() {
   started->set_seed(options_.seed);
 }
 
+bool GenerationStream::PromptIsNext() const {
+  if (!started_sent_ || prompt_sent_ == prompt_.size()) return false;
+  return !options_.prompt_logprobs || has_prompt_logprobs_;
+}
+
+void GenerationStream::MakePrompt() {
+  event_.Clear();
+  v1::GenerationPrompt* prompt = event_.mutable_prompt();
+  const size_t end = std::min(prompt_sent_ + kPromptEventTokens, prompt_.size());
+  for (; prompt_sent_ < end; ++prompt_sent_) {
+    const int32_t token = prompt_[prompt_sent_];
+    if (options_.echo) prompt->mutable_text()->append(prompt_decoder_.Append(token));
+    if (options_.echo && options_.return_token_ids) prompt->add_token_ids(token);
+    if (options_.prompt_logprobs) {
+      v1::TokenLogprob* logprob = prompt->add_logprobs();
+      logprob->set_token_id(token);
+      if (prompt_sent_ > 0) logprob->set_logprob(prompt_logprobs_[prompt_sent_ - 1]);
+    }
+  }
+  if (options_.echo && end == prompt_.size()) {
+    prompt->mutable_text()->append(prompt_decoder_.Finish());
+  }
+}
+
 bool GenerationStream::MakeDelta() {
   event_.Clear();
   v1::GenerationDelta* delta = event_.mutable_delta();
   for (const SampledToken& token : in_flight_) {
-    delta->mutable_text()->append(decoder_.Append(token.token));
+    delta->mutable_text()->append(text_.Append(token.token));
     if (options_.return_token_ids) delta->add_token_ids(token.token);
     if (options_.logprobs) {
       v1::TokenLogprob* logprob = delta->add_logprobs();

@@ -18,6 +18,7 @@
 #include "absl/types/span.h"
 #include "mmfree/v1/inference.pb.h"
 #include "server/engine/engine.h"
+#include "server/rpc/output_text.h"
 #include "server/scheduler/request.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -47,6 +48,10 @@ class GenerationStream final : public GenerationSink {
     uint64_t seed = 0;
     bool return_token_ids = false;
     bool logprobs = false;
+    // What is sent of the prompt before the first token.
+    bool prompt_logprobs = false;  // as the request
+    bool echo = false;
+    OutputText::Options text;
   };
 
   // `engine` and `writer` outlive the RPC. `prompt` is read during construction only.
@@ -57,6 +62,7 @@ class GenerationStream final : public GenerationSink {
   static void Start(const std::shared_ptr<GenerationStream>& self, GenerationRequest request);
 
   // From the engine.
+  void OnPromptLogprobs(absl::Span<const float> logprobs) override;
   void OnTokens(absl::Span<const SampledToken> tokens) override;
   void OnFinished(const absl::StatusOr<GenerationResult>& result) override;
   size_t backlog() const override { return backlog_.load(std::memory_order_relaxed); }
@@ -75,6 +81,9 @@ class GenerationStream final : public GenerationSink {
   // The rest, while busy: sends the end of the stream, or what must come before it.
   void End(const absl::StatusOr<GenerationResult>& result, bool client_gone);
   void MakeStarted();
+  // Whether an event of the prompt is the next to be sent, once started is.
+  bool PromptIsNext() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void MakePrompt();
   // Makes an event of the tokens in flight; false when there is nothing to say yet.
   bool MakeDelta();
 
@@ -82,6 +91,7 @@ class GenerationStream final : public GenerationSink {
   Engine* const engine_;
   EventWriter* const writer_;
   const int64_t prompt_tokens_;
+  const std::vector<int32_t> prompt_;  // what prompt events are made of; empty without them
 
   std::atomic<size_t> backlog_{0};
 
@@ -90,6 +100,9 @@ class GenerationStream final : public GenerationSink {
   RequestHandle handle_ ABSL_GUARDED_BY(mu_) = 0;
   bool client_gone_ ABSL_GUARDED_BY(mu_) = false;
   bool cancel_engine_ ABSL_GUARDED_BY(mu_) = false;
+  // Those of the prompt have come. The values are read without the lock after that.
+  bool has_prompt_logprobs_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<float> prompt_logprobs_;
   std::vector<SampledToken> pending_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::StatusOr<GenerationResult>> result_ ABSL_GUARDED_BY(mu_);
   // A write is in flight, a thread is making one, or the RPC has ended: whoever sets it owns the
@@ -97,7 +110,9 @@ class GenerationStream final : public GenerationSink {
   bool busy_ ABSL_GUARDED_BY(mu_) = false;
 
   bool started_sent_ = false;
-  StreamDecoder decoder_;
+  size_t prompt_sent_ = 0;  // tokens of prompt_
+  StreamDecoder prompt_decoder_;
+  OutputText text_;
   std::vector<SampledToken> in_flight_;
   double cumulative_logprob_ = 0.0;
   v1::GenerateResponse event_;

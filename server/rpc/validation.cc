@@ -169,9 +169,6 @@ void CheckStopping(const v1::StoppingOptions& stopping, const ModelConfig& confi
                       absl::StrCat("stopping.stop_strings[", i, "]"),
                       absl::StrCat("must be 1 to ", kMaxStopStringBytes, " bytes, is ", size));
   }
-  if (stopping.stop_strings_size() > 0) violations->AddUnimplemented("stopping.stop_strings");
-  // Without stop strings there is nothing that include_stop could include.
-  if (stopping.include_stop()) violations->AddUnimplemented("stopping.include_stop");
 
   violations->Check(stopping.stop_token_ids_size() <= kMaxStopTokenIds, "stopping.stop_token_ids",
                     absl::StrCat("must be at most ", kMaxStopTokenIds, " ids, are ",
@@ -198,8 +195,6 @@ void CheckResponse(const v1::ResponseOptions& response, Violations* violations) 
     default:
       violations->Add("response.logprob_mode", "must be a value of LogprobMode");
   }
-  if (response.prompt_logprobs()) violations->AddUnimplemented("response.prompt_logprobs");
-  if (response.echo()) violations->AddUnimplemented("response.echo");
   if (response.return_state()) violations->AddUnimplemented("response.return_state");
   violations->Check(v1::StateDtype_IsValid(response.state_dtype()), "response.state_dtype",
                     "must be a value of StateDtype");

@@ -96,6 +96,12 @@ void Delivery::Run(Shard* shard) {
     }
     int64_t ends = 0;
     for (RequestState* request : touched) {
+      // Complete with the first token, or with an end without one.
+      if (request->prompt_logprobs && !request->prompt_delivered &&
+          (!request->undelivered.empty() || request->status.ok())) {
+        request->prompt_delivered = true;
+        request->generation_sink->OnPromptLogprobs(request->score.logprobs);
+      }
       if (!request->undelivered.empty()) {
         request->generation_sink->OnTokens(request->undelivered);
         request->delivered.fetch_add(static_cast<int64_t>(request->undelivered.size()),

@@ -22,9 +22,20 @@ namespace mmfree {
 using RequestHandle = uint64_t;
 
 enum class FinishReason : uint8_t {
-  kEos,        // the model sampled its end-of-sequence token (not emitted)
-  kLength,     // max_new_tokens were emitted
-  kStopToken,  // a token of stop_token_ids was sampled (not emitted)
+  kEos,         // the model sampled its end-of-sequence token (not emitted)
+  kLength,      // max_new_tokens were emitted
+  kStopToken,   // a token of stop_token_ids was sampled (not emitted)
+  kStopString,  // the stop condition said so
+};
+
+// Ends a generation from what was emitted. Called by the step thread, so it must be quick.
+class StopCondition {
+ public:
+  virtual ~StopCondition() = default;
+  // The next token was emitted. True: the output is complete with it; not called again then.
+  virtual bool Append(int32_t token) = 0;
+  // One that goes on from here by itself.
+  virtual std::unique_ptr<StopCondition> Clone() const = 0;
 };
 
 // Already validated by the caller (rpc/validation): the scheduler only checks what would harm
@@ -39,6 +50,8 @@ struct GenerationRequest {
   int64_t min_new_tokens = 0;  // EOS and stop tokens are not sampled before this many were emitted
   std::vector<int32_t> eos_token_ids;  // empty: ignore_eos
   std::vector<int32_t> stop_token_ids;
+  std::shared_ptr<StopCondition> stop_condition;  // null: none
+  bool prompt_logprobs = false;                   // GenerationSink::OnPromptLogprobs
   // What came before the prompt: how many tokens, and the state [state_floats] after them. Null:
   // the state before any token.
   uint64_t first_position = 0;
@@ -89,6 +102,10 @@ struct ScoreResult {
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
+
+  // Natural logarithms of the probabilities, at temperature 1, of the prompt's tokens but the
+  // first. Once, before the first token, when they were asked for.
+  virtual void OnPromptLogprobs(absl::Span<const float> /*logprobs*/) {}
 
   // Newly emitted tokens, in order; at least one.
   virtual void OnTokens(absl::Span<const SampledToken> tokens) = 0;

@@ -25,6 +25,7 @@ struct RequestState : SchedulerEntry {
   int64_t max_new_tokens = 0;
   int64_t min_new_tokens = 0;
   bool last_logits = false;
+  bool prompt_logprobs = false;  // of a generation: score.logprobs
   size_t num_eos = 0;
   std::vector<int32_t> end_tokens;  // num_eos EOS ids, then the stop ids
   absl::Time submitted;
@@ -35,8 +36,9 @@ struct RequestState : SchedulerEntry {
   // The step thread's.
   std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
   SamplingParams sampling;
-  std::shared_ptr<RequestSampler> sampler;  // may be null
-  int32_t last_token = -1;                  // sampled, to be fed next
+  std::shared_ptr<RequestSampler> sampler;        // may be null
+  std::shared_ptr<StopCondition> stop_condition;  // may be null
+  int32_t last_token = -1;                        // sampled, to be fed next
   int64_t emitted = 0;
   int64_t until_backlog_check = 0;  // tokens that can be emitted before the backlog can be too long
   absl::Time first_step;            // start of the first step that had it
@@ -52,6 +54,7 @@ struct RequestState : SchedulerEntry {
   // The delivery thread's, on another cache line than what the step thread writes at each token.
   alignas(64) std::vector<SampledToken> undelivered;
   bool ended = false;
+  bool prompt_delivered = false;
   // Tokens the sink has been given; the step thread reads it now and then.
   std::atomic<int64_t> delivered{0};
 };

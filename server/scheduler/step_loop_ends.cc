@@ -16,6 +16,8 @@ absl::string_view ReasonName(FinishReason reason) {
       return "length";
     case FinishReason::kStopToken:
       return "stop_token";
+    case FinishReason::kStopString:
+      return "stop_string";
   }
   return "unknown";
 }

@@ -63,8 +63,10 @@ absl::Status StepLoop::TryStep(absl::Time start) {
     row.tokens = tokens.subspan(request->fed, planned.tokens);
     row.position = request->first_position + static_cast<uint64_t>(request->fed);
     const bool last_chunk = request->fed + planned.tokens == request->prompt_tokens;
-    if (request->score_sink != nullptr) {
+    if (request->score_sink != nullptr || request->prompt_logprobs) {
       row.targets = tokens.subspan(request->fed + 1, planned.tokens);
+    }
+    if (request->score_sink != nullptr) {
       if (last_chunk && request->last_logits) row.logits = LogitsMode::kLast;
     } else if (last_chunk && request->max_new_tokens > 0) {
       row.sampling = &request->sampling;
@@ -107,18 +109,18 @@ void StepLoop::HandleOutput(absl::Time now) {
   for (size_t i = 0; i < rows_.size(); ++i) {
     RequestState* const request = StateOf(plan_.rows[i].entry);
     const StepRow& row = rows_[i];
+    if (!row.targets.empty()) {
+      HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
+                   request->fed - static_cast<int64_t>(row.tokens.size()));
+      scores += row.targets.size();
+    }
     if (row.sampling != nullptr) {
       Emit(request, output_.samples[i], now);
       continue;
     }
-    if (request->score_sink != nullptr) {
-      HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
-                   request->fed - static_cast<int64_t>(row.tokens.size()));
-      scores += row.targets.size();
-      if (row.logits == LogitsMode::kLast) {
-        request->score.last_logits.assign(logits, logits + options_.vocab_size);
-        logits += options_.vocab_size;
-      }
+    if (row.logits == LogitsMode::kLast) {
+      request->score.last_logits.assign(logits, logits + options_.vocab_size);
+      logits += options_.vocab_size;
     }
     if (request->fed < request->prompt_tokens) continue;
     if (request->score_sink != nullptr) {
@@ -174,6 +176,10 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
     inter_token_gap_ = gap;
     ++inter_token_count_;
     request->latest_token = now;
+  }
+  if (request->stop_condition != nullptr && request->stop_condition->Append(token.token)) {
+    FinishGeneration(request, FinishReason::kStopString, -1, now);
+    return;
   }
   if (request->emitted == request->max_new_tokens) {
     FinishGeneration(request, FinishReason::kLength, -1, now);

@@ -6,6 +6,18 @@
 #include "server/scheduler/step_loop.h"
 
 namespace mmfree {
+namespace {
+
+// Makes room for the scores of the tokens, which are at least one.
+void MakeTargets(RequestState* state) {
+  const size_t count = state->tokens.size();
+  // Targets of a chunk are the tokens that follow; after the last one nothing is known.
+  state->tokens.push_back(-1);
+  state->score.logprobs.resize(count - 1);
+  state->score.argmax.resize(count);
+}
+
+}  // namespace
 
 absl::Status StepLoop::CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const {
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -39,6 +51,8 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->sampling.banned = {};
   state->sampler = std::move(request.sampler);
   state->sampling.sampler = state->sampler.get();
+  state->stop_condition = std::move(request.stop_condition);
+  state->prompt_logprobs = request.prompt_logprobs;
   if (state->min_new_tokens > 0) state->sampling.banned = state->end_tokens;
   state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
 
@@ -57,6 +71,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
                      " numbers, one of this model has ", backend_->info().state_floats));
   }
   valid.Update(CheckTokens(state->tokens, "prompt"));
+  if (valid.ok() && state->prompt_logprobs) MakeTargets(state.get());
   valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
   return SubmitState(std::move(state), std::move(valid));
 }
@@ -77,10 +92,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(ScoreRequest request,
   if (count == 0) valid = absl::InvalidArgumentError("there is no token to score");
   valid.Update(CheckTokens(state->tokens, "tokens"));
   if (valid.ok()) {
-    // Targets of a chunk are the tokens that follow; after the last one nothing is known.
-    state->tokens.push_back(-1);
-    state->score.logprobs.resize(count - 1);
-    state->score.argmax.resize(count);
+    MakeTargets(state.get());
   }
   return SubmitState(std::move(state), std::move(valid));
 }

@@ -166,13 +166,79 @@ TEST_F(DecodingTest, TopLogprobsAreTheLikeliestAndAgreeWithTheirToken) {
       ASSERT_EQ(logprob.top_size(), 20);
       for (int i = 0; i < 20; ++i) {
         const v1::TokenLogprob::Alternative& top = logprob.top(i);
-        if (i > 0) EXPECT_LE(top.logprob(), logprob.top(i - 1).logprob());
-        if (top.token_id() == logprob.token_id()) EXPECT_EQ(top.logprob(), logprob.logprob());
+        EXPECT_LE(top.logprob(), logprob.top(std::max(0, i - 1)).logprob());
+        if (top.token_id() == logprob.token_id()) {
+          EXPECT_EQ(top.logprob(), logprob.logprob());
+        }
       }
       EXPECT_LE(logprob.logprob(), logprob.top(0).logprob());
     }
   }
   EXPECT_EQ(tokens, 24);
+}
+
+TEST_F(DecodingTest, StopStringsEndTheTextWhereverTokensAreCut) {
+  v1::GenerateRequest request = SampledRequest(6, 60);
+  const Generation whole = Generate(request);
+  ASSERT_TRUE(whole.status.ok()) << whole.status.error_message();
+  ASSERT_GT(whole.text.size(), 100u);
+  for (const size_t start : {1, 20, 21, 22, 23, 50}) {
+    const std::string stop = whole.text.substr(start, 13);
+    const size_t first = whole.text.find(stop);
+    for (const bool include : {false, true}) {
+      v1::GenerateRequest stopping = request;
+      stopping.mutable_stopping()->add_stop_strings("not in the text");
+      stopping.mutable_stopping()->add_stop_strings(stop);
+      stopping.mutable_stopping()->set_include_stop(include);
+      const Generation stopped = Generate(stopping);
+      ASSERT_TRUE(stopped.status.ok()) << stopped.status.error_message();
+      EXPECT_EQ(stopped.text, whole.text.substr(0, first + (include ? stop.size() : 0)));
+      EXPECT_EQ(stopped.finished.finish_reason(), v1::FINISH_REASON_STOP_STRING);
+      EXPECT_EQ(stopped.finished.stop_string(), stop);
+      // The tokens are those of the whole, and none was made beyond the match.
+      const size_t tokens = stopped.token_ids.size();
+      EXPECT_EQ(stopped.finished.usage().completion_tokens(), static_cast<int64_t>(tokens));
+      EXPECT_TRUE(
+          std::equal(stopped.token_ids.begin(), stopped.token_ids.end(), whole.token_ids.begin()));
+      const std::vector<int32_t> one_less(whole.token_ids.begin(),
+                                          whole.token_ids.begin() + static_cast<int>(tokens) - 1);
+      EXPECT_EQ(Detokenize(one_less, true).find(stop), std::string::npos);
+    }
+  }
+  v1::GenerateRequest later = request;
+  later.mutable_stopping()->add_stop_strings(" ");
+  later.mutable_stopping()->set_min_new_tokens(30);
+  const Generation stopped = Generate(later);
+  EXPECT_GE(stopped.token_ids.size(), 30u);
+  EXPECT_LT(stopped.token_ids.size(), 60u);
+}
+
+TEST_F(DecodingTest, EchoAndPromptLogprobsAreThoseOfScore) {
+  const std::string text = "The old woman lived in a small house by the wood.";
+  v1::GenerateRequest request = GreedyRequest(text, 3);
+  request.mutable_response()->set_echo(true);
+  request.mutable_response()->set_prompt_logprobs(true);
+  const Generation generation = Generate(request);
+  ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
+  v1::ScoreRequest score;
+  score.add_inputs()->set_text(text);
+  grpc::ClientContext context;
+  v1::ScoreResponse scored;
+  ASSERT_TRUE(inference_->Score(&context, score, &scored).ok());
+  const v1::ScoreResult& result = scored.results(0);
+  std::string echoed;
+  int position = 0;
+  for (const v1::GenerateResponse& event : generation.events) {
+    echoed += event.prompt().text();
+    for (const v1::TokenLogprob& logprob : event.prompt().logprobs()) {
+      EXPECT_EQ(logprob.token_id(), result.token_ids(position));
+      EXPECT_EQ(logprob.logprob(), position == 0 ? 0.0f : result.logprobs(position - 1));
+      ++position;
+    }
+  }
+  EXPECT_EQ(position, result.token_ids_size());
+  EXPECT_EQ(echoed, text);
+  EXPECT_EQ(generation.token_ids, Generate(GreedyRequest(text, 3)).token_ids);
 }
 
 }  // namespace

@@ -281,6 +281,112 @@ TEST_F(GenerationStreamTest, CancelAfterTheResultStillEndsTheCall) {
   EXPECT_THAT(*writer_.status(), StatusIs(absl::StatusCode::kCancelled, _));
 }
 
+TEST_F(GenerationStreamTest, AStopStringEndsTheTextAndIsNamed) {
+  GenerationStream::Options options;
+  options.return_token_ids = true;
+  options.text.stop_strings =
+      std::make_shared<const StopStrings>(std::vector<std::string>{"xyz", "END"});
+  Start(options);
+  writer_.CompleteWrite(stream_.get());
+  stream_->OnTokens(Tokens("ab E"));
+  writer_.CompleteAll(stream_.get());
+  EXPECT_EQ(TextOf(writer_.events()), "ab ") << "the beginning of a stop string was shown";
+  stream_->OnTokens(Tokens("ND"));
+  stream_->OnFinished(Result(FinishReason::kStopString));
+  writer_.CompleteAll(stream_.get());
+  EXPECT_EQ(TextOf(writer_.events()), "ab ");
+  const std::vector<v1::GenerateResponse> events = writer_.events();
+  int ids = 0;
+  for (const v1::GenerateResponse& event : events) ids += event.delta().token_ids_size();
+  EXPECT_EQ(ids, 6);
+  EXPECT_EQ(events.back().finished().finish_reason(), v1::FINISH_REASON_STOP_STRING);
+  EXPECT_EQ(events.back().finished().stop_string(), "END");
+}
+
+TEST_F(GenerationStreamTest, TextHeldBackAtTheEndIsSentBeforeFinished) {
+  GenerationStream::Options options;
+  options.text.stop_strings = std::make_shared<const StopStrings>(std::vector<std::string>{"END"});
+  Start(options);
+  stream_->OnTokens(Tokens("ab EN"));
+  stream_->OnFinished(Result(FinishReason::kLength));
+  writer_.CompleteAll(stream_.get());
+  EXPECT_EQ(TextOf(writer_.events()), "ab EN");
+  EXPECT_EQ(writer_.events().back().finished().matched_case(),
+            v1::GenerationFinished::MATCHED_NOT_SET);
+}
+
+TEST_F(GenerationStreamTest, ThePromptComesAfterStartedAndBeforeTheTokens) {
+  GenerationStream::Options options;
+  options.echo = true;
+  options.return_token_ids = true;
+  Start(options);
+  stream_->OnTokens(Tokens("abc"));
+  stream_->OnFinished(Result());
+  writer_.CompleteAll(stream_.get());
+  const std::vector<v1::GenerateResponse> events = writer_.events();
+  ASSERT_EQ(events.size(), 4u);
+  EXPECT_TRUE(events[0].has_started());
+  EXPECT_EQ(events[1].prompt().text(), "Hi");
+  EXPECT_THAT(events[1].prompt().token_ids(), ElementsAre(1, 3 + 'H', 3 + 'i'));
+  EXPECT_EQ(events[1].prompt().logprobs_size(), 0);
+  EXPECT_EQ(events[2].delta().text(), "abc");
+}
+
+TEST_F(GenerationStreamTest, PromptLogprobsAreAwaitedAndTheFirstTokenHasNone) {
+  GenerationStream::Options options;
+  options.prompt_logprobs = true;
+  Start(options);
+  writer_.CompleteAll(stream_.get());
+  EXPECT_EQ(writer_.events().size(), 1u);
+  stream_->OnPromptLogprobs({-1.5f, -2.5f});
+  stream_->OnTokens(Tokens("a"));
+  writer_.CompleteAll(stream_.get());
+  const std::vector<v1::GenerateResponse> events = writer_.events();
+  ASSERT_EQ(events.size(), 3u);
+  ASSERT_EQ(events[1].prompt().logprobs_size(), 3);
+  EXPECT_EQ(events[1].prompt().text(), "");
+  EXPECT_EQ(events[1].prompt().logprobs(0).token_id(), 1);
+  EXPECT_EQ(events[1].prompt().logprobs(0).logprob(), 0.0f);
+  EXPECT_EQ(events[1].prompt().logprobs(2).token_id(), 3 + 'i');
+  EXPECT_EQ(events[1].prompt().logprobs(2).logprob(), -2.5f);
+  stream_->OnFinished(absl::UnavailableError("draining"));
+  EXPECT_TRUE(writer_.status().has_value());
+}
+
+TEST_F(GenerationStreamTest, AnEndBeforeThePromptsLogprobsEndsTheCall) {
+  GenerationStream::Options options;
+  options.prompt_logprobs = true;
+  Start(options);
+  writer_.CompleteAll(stream_.get());
+  stream_->OnFinished(absl::UnavailableError("draining"));
+  EXPECT_EQ(writer_.events().size(), 1u);
+  ASSERT_TRUE(writer_.status().has_value());
+  EXPECT_THAT(*writer_.status(), StatusIs(absl::StatusCode::kUnavailable, _));
+}
+
+TEST_F(GenerationStreamTest, ALongPromptComesInParts) {
+  GenerationStream::Options options;
+  options.request_id = "r";
+  options.echo = true;
+  GenerationRequest request;
+  std::string text;
+  while (text.size() < 5000) text += "na\u00efve ";
+  request.prompt = {1};
+  for (const char c : text) request.prompt.push_back(3 + static_cast<unsigned char>(c));
+  stream_ = std::make_shared<GenerationStream>(options, &engine_, request.prompt, &writer_);
+  GenerationStream::Start(stream_, request);
+  stream_->OnFinished(Result());
+  writer_.CompleteAll(stream_.get());
+  std::string echoed;
+  int parts = 0;
+  for (const v1::GenerateResponse& event : writer_.events()) {
+    echoed += event.prompt().text();
+    parts += event.has_prompt() ? 1 : 0;
+  }
+  EXPECT_EQ(echoed, text);
+  EXPECT_GT(parts, 2);
+}
+
 // The three sources of calls at once: the engine delivers, the transport completes, the client
 // goes. Meant for ThreadSanitizer; the contract is checked by FakeWriter.
 TEST_F(GenerationStreamTest, EndsOnceWhateverTheInterleaving) {

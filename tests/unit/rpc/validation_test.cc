@@ -167,11 +167,11 @@ INSTANTIATE_TEST_SUITE_P(
         {"state", [](R* r) { r->mutable_state(); }},
         {"expected_turn", [](R* r) { r->set_expected_turn(0); }},
         {"constraint", [](R* r) { r->mutable_constraint()->set_regex("a+"); }},
-        {"stopping.stop_strings", [](R* r) { r->mutable_stopping()->add_stop_strings("x"); }},
-        {"stopping.include_stop", [](R* r) { r->mutable_stopping()->set_include_stop(true); }},
-        {"response.prompt_logprobs",
-         [](R* r) { r->mutable_response()->set_prompt_logprobs(true); }},
-        {"response.echo", [](R* r) { r->mutable_response()->set_echo(true); }},
+        {"response.top_logprobs",
+         [](R* r) {
+           r->mutable_response()->set_prompt_logprobs(true);
+           r->mutable_response()->set_top_logprobs(2);
+         }},
         {"response.return_state", [](R* r) { r->mutable_response()->set_return_state(true); }},
         {"response.state_dtype",
          [](R* r) { r->mutable_response()->set_state_dtype(v1::STATE_DTYPE_F16); }},

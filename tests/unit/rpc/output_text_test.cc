@@ -1,0 +1,110 @@
+// Text with stop strings, token by token, against the whole text cut at once.
+#include "server/rpc/output_text.h"
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "gtest/gtest.h"
+#include "tests/support/fake_model.h"
+
+namespace mmfree {
+namespace {
+
+// FakeTokenizer: a token a byte.
+std::vector<int32_t> Tokens(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(3 + static_cast<unsigned char>(c));
+  return ids;
+}
+
+struct Cut {
+  std::string text;
+  std::string matched;  // empty: none
+};
+
+// Where `text` first contains one of `strings`, complete at byte `least` or later.
+Cut CutAt(const std::string& text, const std::vector<std::string>& strings, size_t least,
+          bool include_stop) {
+  for (size_t end = 1; end <= text.size(); ++end) {
+    if (end < least) continue;
+    const std::string read = text.substr(0, end);
+    std::string longest;
+    for (const std::string& string : strings) {
+      if (absl::EndsWith(read, string) && string.size() > longest.size()) longest = string;
+    }
+    if (longest.empty()) continue;
+    return {include_stop ? read : read.substr(0, end - longest.size()), longest};
+  }
+  return {text, ""};
+}
+
+TEST(OutputTextTest, ShowsExactlyTheTextBeforeTheStopStringAndNeverMoreOnTheWay) {
+  const FakeTokenizer tokenizer;
+  std::mt19937 random(1);
+  const std::vector<std::string> letters = {"a", "b", "\u00e9", "\U0001F600"};
+  const auto random_text = [&](size_t size) {
+    std::string text;
+    for (size_t i = 0; i < size; ++i) text += letters[random() % letters.size()];
+    return text;
+  };
+  int matches = 0;
+  for (int round = 0; round < 500; ++round) {
+    std::vector<std::string> strings;
+    for (size_t i = 0; i <= random() % 4; ++i) strings.push_back(random_text(1 + random() % 5));
+    OutputText::Options options;
+    options.stop_strings = std::make_shared<const StopStrings>(strings);
+    options.include_stop = random() % 2 == 0;
+    options.min_tokens = static_cast<int64_t>(random() % 20);
+    const std::string whole = random_text(40);
+    const Cut expected =
+        CutAt(whole, strings, static_cast<size_t>(options.min_tokens), options.include_stop);
+    OutputText text(&tokenizer, false, options);
+    TextStop stop(text);
+    std::string shown;
+    bool stopped = false;
+    for (const int32_t token : Tokens(whole)) {
+      shown += text.Append(token);
+      ASSERT_TRUE(absl::StartsWith(expected.text, shown)) << "leaked " << shown;
+      stopped = stop.Append(token);
+      ASSERT_EQ(stopped, text.matched() != nullptr);
+      if (stopped) break;
+    }
+    shown += text.Finish();
+    EXPECT_EQ(shown, expected.text);
+    ASSERT_EQ(stopped, !expected.matched.empty());
+    if (stopped) {
+      EXPECT_EQ(*text.matched(), expected.matched);
+      ++matches;
+    }
+  }
+  EXPECT_GT(matches, 100);
+  EXPECT_LT(matches, 500);
+}
+
+TEST(OutputTextTest, ACopyGoesOnByItself) {
+  const FakeTokenizer tokenizer;
+  OutputText::Options options;
+  options.stop_strings = std::make_shared<const StopStrings>(std::vector<std::string>{"xyz"});
+  TextStop stop(OutputText(&tokenizer, false, options));
+  EXPECT_FALSE(stop.Append(3 + 'x'));
+  EXPECT_FALSE(stop.Append(3 + 'y'));
+  const std::unique_ptr<StopCondition> other = stop.Clone();
+  EXPECT_FALSE(stop.Append(3 + 'a'));
+  EXPECT_TRUE(other->Append(3 + 'z'));
+}
+
+TEST(OutputTextTest, WithoutStopStringsItIsTheDecoder) {
+  const FakeTokenizer tokenizer;
+  OutputText text(&tokenizer, false, {});
+  EXPECT_EQ(text.Append(3 + 'a'), "a");
+  EXPECT_EQ(text.Append(3 + 0xc3), "");
+  EXPECT_EQ(text.Finish(), "\uFFFD");
+  EXPECT_EQ(text.matched(), nullptr);
+}
+
+}  // namespace
+}  // namespace mmfree
