@@ -12,19 +12,26 @@
 namespace mmfree {
 namespace {
 
-// Index of the first element whose bytes differ, or the size.
+bool SameBits(float a, float b) { return memcmp(&a, &b, sizeof(a)) == 0; }
+bool SameBits(const SampledToken& a, const SampledToken& b) {
+  return a.token == b.token && SameBits(a.logprob, b.logprob);
+}
+bool SameBits(const TokenScore& a, const TokenScore& b) {
+  return a.argmax == b.argmax && SameBits(a.logprob, b.logprob);
+}
+
+// Index of the first element that differs in a bit, or the size.
 template <typename T>
 size_t FirstDifference(absl::Span<const T> a, absl::Span<const T> b) {
-  if (memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return a.size();
   size_t i = 0;
-  while (memcmp(&a[i], &b[i], sizeof(T)) == 0) ++i;
+  while (i < a.size() && SameBits(a[i], b[i])) ++i;
   return i;
 }
 
 template <typename T>
 size_t CountDifferences(absl::Span<const T> a, absl::Span<const T> b) {
   size_t count = 0;
-  for (size_t i = 0; i < a.size(); ++i) count += memcmp(&a[i], &b[i], sizeof(T)) != 0 ? 1 : 0;
+  for (size_t i = 0; i < a.size(); ++i) count += SameBits(a[i], b[i]) ? 0 : 1;
   return count;
 }
 
