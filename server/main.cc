@@ -192,6 +192,8 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   options.max_queue_tokens = flags.max_queue_tokens;
   options.prefill_chunk = flags.prefill_chunk;
   options.step_token_budget = flags.step_token_budget;
+  options.stalled_reader_timeout = flags.stalled_reader_timeout;
+  options.step_time_target = flags.step_time_target;
   options.max_stream_backlog = static_cast<size_t>(flags.max_stream_backlog);
   std::vector<std::unique_ptr<Engine>> members;
   for (size_t i = 0; i < backends.size(); ++i) {

@@ -94,6 +94,14 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->AddInteger("max_stream_backlog", &flags->max_stream_backlog, 1, 1 << 20, "N",
                   "tokens a client may lag behind before its row waits\n(default 256)");
 
+  set->Add(
+      "stalled_reader_timeout", &flags->stalled_reader_timeout, "TIME",
+      "a request whose client takes nothing for so long after its\nrow was paused is cancelled "
+      "(default 60s)");
+  set->Add("step_time_target", &flags->step_time_target, "TIME",
+           "prompts make a step with decoding rows at most so long, or\ntwice as long as without "
+           "prompts (default 50ms)");
+
   set->AddHeading("Limits:");
   set->AddInteger<int64_t>("max_prompt_tokens", &flags->max_prompt_tokens, 1, kMaxInt32, "N",
                            "tokens of one input (default 1000000)");
@@ -199,6 +207,12 @@ absl::Status CheckTogether(const ServerFlags& flags) {
     return absl::InvalidArgumentError(
         absl::StrCat("--default_max_new_tokens=", flags.default_max_new_tokens,
                      " is more than --max_new_tokens=", flags.max_new_tokens, "; lower it"));
+  }
+  if (flags.stalled_reader_timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--stalled_reader_timeout must be positive");
+  }
+  if (flags.step_time_target <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--step_time_target must be positive");
   }
   if (flags.drain_timeout < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--drain_timeout must not be negative");

@@ -41,6 +41,8 @@ struct ServerFlags {
   int32_t prefill_chunk = 256;
   int32_t step_token_budget = 1024;
   int32_t max_stream_backlog = 256;
+  absl::Duration stalled_reader_timeout = absl::Seconds(60);
+  absl::Duration step_time_target = absl::Milliseconds(50);
 
   int64_t max_prompt_tokens = 1'000'000;
   int64_t max_new_tokens = 65'536;

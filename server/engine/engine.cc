@@ -51,6 +51,10 @@ class EngineImpl final : public Engine {
     load.queued_tokens = loop.waiting_tokens;
     load.slots_used = load.running;
     load.slots_total = backend_info().num_slots;
+    load.paused = static_cast<int32_t>(loop.paused);
+    load.preempted = static_cast<int32_t>(loop.preempted);
+    load.tokens_in_flight = loop.tokens_in_flight;
+    load.step_time = loop.step_time;
     load.estimated_wait = loop.estimated_wait;
     return load;
   }
@@ -69,6 +73,8 @@ class EngineImpl final : public Engine {
     loop.max_queue = options_.max_queue;
     loop.max_queue_tokens = options_.max_queue_tokens;
     loop.max_stream_backlog = options_.max_stream_backlog;
+    loop.stalled_reader_timeout = options_.stalled_reader_timeout;
+    loop.step_time_target = options_.step_time_target;
     loop.delivery_threads = options_.delivery_threads;
     loop.vocab_size = model_->config().vocab_size;
     loop.clock = options_.clock;

@@ -33,6 +33,9 @@ class Engine {
     int32_t prefill_chunk = 256;           // prompt tokens of one request in one step, at most
     int32_t step_token_budget = 1024;      // tokens of one step over all rows
     size_t max_stream_backlog = 256;  // tokens a client may lag behind before its row is paused
+    absl::Duration stalled_reader_timeout =
+        absl::Seconds(60);                                     // then a paused request is cancelled
+    absl::Duration step_time_target = absl::Milliseconds(50);  // as StepLoop::Options
     int32_t delivery_threads = 1;
     const Clock* clock = Clock::Real();
     // Called once with false, when the engine becomes unhealthy: by the step thread after a device
@@ -70,9 +73,13 @@ class Engine {
   virtual bool healthy() const = 0;
 
   struct Load {
-    int32_t queued = 0;   // waiting for a slot
-    int32_t running = 0;  // holding a slot
+    int32_t queued = 0;     // waiting for their first slot
+    int32_t running = 0;    // holding a slot
+    int32_t paused = 0;     // skipping steps because their reader lags, with or without a slot
+    int32_t preempted = 0;  // started, and waiting for a slot again
     int64_t queued_tokens = 0;
+    int64_t tokens_in_flight = 0;  // that admitted requests may still take
+    absl::Duration step_time;      // average
     int32_t slots_used = 0;
     int32_t slots_total = 0;
     absl::Duration estimated_wait;  // for a request that is queued now

@@ -87,6 +87,10 @@ struct Families {
   Family<Gauge>& waiting;
   Family<Gauge>& running;
   Family<Gauge>& paused;
+  Family<Gauge>& preempted;
+  Family<Counter>& preemptions;
+  Family<Gauge>& tokens_in_flight;
+  Family<Gauge>& estimated_wait;
   Family<Gauge>& slots_used;
   Family<Gauge>& slots;
   Family<Counter>& prompt_tokens;
@@ -133,6 +137,18 @@ Families::Families(prometheus::Registry& r)
       paused(AddGauge(r, "mmfree_num_requests_paused",
                       "Running requests that skip steps because their reader lags. Unit: "
                       "requests.")),
+      preempted(AddGauge(r, "mmfree_num_requests_preempted",
+                         "Requests whose state was moved out of its slot for another request, and "
+                         "that wait for a slot again. Unit: requests.")),
+      preemptions(AddCounter(r, "mmfree_num_preemptions_total",
+                             "States moved out of their slots for requests of a higher class, or "
+                             "because their reader lagged. Unit: preemptions.")),
+      tokens_in_flight(AddGauge(r, "mmfree_tokens_in_flight",
+                                "Tokens that admitted requests may still take: of their prompts, "
+                                "and max_new_tokens. Unit: tokens.")),
+      estimated_wait(AddGauge(r, "mmfree_estimated_wait_seconds",
+                              "How long a request of normal priority that arrives now would wait "
+                              "for its first step, in seconds.")),
       slots_used(AddGauge(r, "mmfree_state_slots_used", "State slots in use. Unit: slots.")),
       slots(AddGauge(r, "mmfree_state_slots", "State slots that the backend has. Unit: slots.")),
       prompt_tokens(AddCounter(r, "mmfree_prompt_tokens_total",
@@ -187,6 +203,10 @@ class ModelMetricsImpl final : public ModelMetrics {
         waiting_(families.waiting.Add(model_label_)),
         running_(families.running.Add(model_label_)),
         paused_(families.paused.Add(model_label_)),
+        preempted_(families.preempted.Add(model_label_)),
+        preemptions_(families.preemptions.Add(model_label_)),
+        tokens_in_flight_(families.tokens_in_flight.Add(model_label_)),
+        estimated_wait_(families.estimated_wait.Add(model_label_)),
         slots_used_(families.slots_used.Add(model_label_)),
         slots_(families.slots.Add(model_label_)),
         prompt_tokens_(families.prompt_tokens.Add(model_label_)),
@@ -212,6 +232,16 @@ class ModelMetricsImpl final : public ModelMetrics {
   void SetQueued(int64_t requests) override { waiting_.Set(static_cast<double>(requests)); }
   void SetRunning(int64_t requests) override { running_.Set(static_cast<double>(requests)); }
   void SetPaused(int64_t requests) override { paused_.Set(static_cast<double>(requests)); }
+  void SetPreempted(int64_t requests) override { preempted_.Set(static_cast<double>(requests)); }
+  void CountPreemptions(int64_t requests) override {
+    preemptions_.Increment(static_cast<double>(requests));
+  }
+  void SetTokensInFlight(int64_t tokens) override {
+    tokens_in_flight_.Set(static_cast<double>(tokens));
+  }
+  void SetEstimatedWait(absl::Duration time) override {
+    estimated_wait_.Set(absl::ToDoubleSeconds(time));
+  }
   void SetSlots(int64_t used, int64_t total) override {
     slots_used_.Set(static_cast<double>(used));
     slots_.Set(static_cast<double>(total));
@@ -259,6 +289,10 @@ class ModelMetricsImpl final : public ModelMetrics {
   Gauge& waiting_;
   Gauge& running_;
   Gauge& paused_;
+  Gauge& preempted_;
+  Counter& preemptions_;
+  Gauge& tokens_in_flight_;
+  Gauge& estimated_wait_;
   Gauge& slots_used_;
   Gauge& slots_;
   Counter& prompt_tokens_;

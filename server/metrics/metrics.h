@@ -25,7 +25,11 @@ class ModelMetrics {
   virtual void SetQueued(int64_t requests) = 0;
   virtual void SetRunning(int64_t requests) = 0;
   virtual void SetPaused(int64_t requests) = 0;
+  virtual void SetPreempted(int64_t requests) = 0;
+  virtual void CountPreemptions(int64_t requests) = 0;
   virtual void SetSlots(int64_t used, int64_t total) = 0;
+  virtual void SetTokensInFlight(int64_t tokens) = 0;
+  virtual void SetEstimatedWait(absl::Duration time) = 0;
   // One step: rows and tokens of each kind, and how long it took.
   enum class StepKind { kPrefill, kDecode, kMixed };
   virtual void ObserveStep(StepKind kind, int64_t rows, int64_t tokens, absl::Duration time) = 0;

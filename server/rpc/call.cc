@@ -1,7 +1,9 @@
 #include "server/rpc/call.h"
 
 #include <chrono>
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "server/rpc/conversion.h"
 #include "server/rpc/status.h"
@@ -15,11 +17,23 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
                                                                   : absl::FromChrono(deadline);
 }
 
+// A certificate may hold several names; they come in its order.
+std::string CallerOf(const grpc::CallbackServerContext& context) {
+  const std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
+  if (auth == nullptr || !auth->IsPeerAuthenticated()) return "";
+  const std::vector<grpc::string_ref> identity = auth->GetPeerIdentity();
+  return identity.empty() ? "" : std::string(identity.front().data(), identity.front().size());
+}
+
 }  // namespace
 
 Call::Call(const RpcEnvironment* env, absl::string_view method,
            const grpc::CallbackServerContext& context)
-    : env_(env), method_(method), deadline_(DeadlineOf(context)), admission_(env->gate->Enter()) {
+    : env_(env),
+      method_(method),
+      deadline_(DeadlineOf(context)),
+      caller_(CallerOf(context)),
+      admission_(env->gate->Enter()) {
   if (admission_.ok() && env_->clock->Now() >= deadline_) {
     admission_ = absl::DeadlineExceededError("the deadline had passed when the request arrived");
   }

@@ -6,6 +6,7 @@
 #include <grpcpp/support/status.h>
 
 #include <functional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -28,6 +29,8 @@ class Call {
   // Whether the call may go on: UNAVAILABLE when draining, DEADLINE_EXCEEDED when it came too late.
   const absl::Status& admission() const { return admission_; }
   absl::Time deadline() const { return deadline_; }
+  // Who calls, for fair shares: the identity in the client's certificate, empty without one.
+  const std::string& caller() const { return caller_; }
   // For a call that gRPC reports as cancelled: whether its deadline did it. Deadlines are rounded
   // to milliseconds on their way here, so that one can be over in gRPC just before it is on our
   // clock.
@@ -52,6 +55,7 @@ class Call {
   const RpcEnvironment* const env_;
   const absl::string_view method_;
   const absl::Time deadline_;
+  const std::string caller_;
   absl::Status admission_;
 };
 

@@ -55,6 +55,17 @@ RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
   return out;
 }
 
+Priority ToPriority(v1::Priority priority) {
+  switch (priority) {
+    case v1::PRIORITY_LOW:
+      return Priority::kLow;
+    case v1::PRIORITY_HIGH:
+      return Priority::kHigh;
+    default:
+      return Priority::kNormal;
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
@@ -105,6 +116,7 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
     out.sampler = std::make_shared<RequestSampler>(std::move(sampler),
                                                    engine.model().config().vocab_size, out.prompt);
   }
+  out.priority = ToPriority(request.priority());
   const v1::StoppingOptions& stopping = request.stopping();
   out.max_new_tokens =
       stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens;
@@ -121,6 +133,7 @@ absl::StatusOr<ScoreRequest> ToScoreRequest(const v1::ScoreRequest& request, int
   ScoreRequest out;
   out.request_id = RequestIdOr(request.request_id());
   out.last_logits = request.last_logits();
+  out.priority = ToPriority(request.priority());
   if (input.has_token_ids()) {
     out.tokens.assign(input.token_ids().ids().begin(), input.token_ids().ids().end());
   } else {

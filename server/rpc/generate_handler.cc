@@ -63,6 +63,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       return;
     }
     request->deadline = call_.deadline();
+    request->caller = call_.caller();
     const v1::ResponseOptions& response = request_->response();
     const GenerationStream::Options options = {.request_id = request->request_id,
                                                .seed = request->sampling.seed,

@@ -61,6 +61,10 @@ absl::Status HandleGetLoad(const RpcEnvironment& env, const v1::GetLoadRequest& 
   response->set_running(load.running);
   response->set_slots_used(load.slots_used);
   response->set_slots_total(load.slots_total);
+  response->set_paused(load.paused);
+  response->set_preempted(load.preempted);
+  response->set_tokens_in_flight(load.tokens_in_flight);
+  ToProto(load.step_time, response->mutable_step_time());
   ToProto(load.estimated_wait, response->mutable_estimated_wait());
   return absl::OkStatus();
 }

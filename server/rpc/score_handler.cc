@@ -63,6 +63,7 @@ class ScoreReactor final : public grpc::ServerUnaryReactor {
         return;
       }
       request->deadline = call_.deadline();
+      request->caller = call_.caller();
       requests.push_back(*std::move(request));
     }
     const auto join =

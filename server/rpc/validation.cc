@@ -206,11 +206,9 @@ void CheckResponse(const v1::ResponseOptions& response, Violations* violations) 
 void CheckPriority(v1::Priority priority, Violations* violations) {
   switch (priority) {
     case v1::PRIORITY_UNSPECIFIED:
-    case v1::PRIORITY_NORMAL:
-      return;
     case v1::PRIORITY_LOW:
+    case v1::PRIORITY_NORMAL:
     case v1::PRIORITY_HIGH:
-      violations->AddUnimplemented("priority");
       return;
     default:
       violations->Add("priority", "must be a value of Priority");

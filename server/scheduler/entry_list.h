@@ -24,6 +24,8 @@ class EntryList {
   size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
   T* front() const { return static_cast<T*>(head_.next); }
+  // The last element; the list is not empty.
+  T* back() const { return static_cast<T*>(last_); }
   // The element after `element`; null after the last.
   static T* After(const T* element) { return static_cast<T*>(element->next); }
 
@@ -33,6 +35,19 @@ class EntryList {
     element->previous = last;
     element->next = nullptr;
     last_ = element;
+    ++size_;
+  }
+
+  void PushFront(T* element) {
+    EntryListNode* const first = head_.next;
+    if (first == nullptr) {
+      PushBack(element);
+      return;
+    }
+    head_.next = element;
+    element->previous = &head_;
+    element->next = first;
+    first->previous = element;
     ++size_;
   }
 

@@ -40,6 +40,10 @@ struct RequestState : SchedulerEntry {
   std::shared_ptr<StopCondition> stop_condition;  // may be null
   int32_t last_token = -1;                        // sampled, to be fed next
   int64_t emitted = 0;
+  int64_t tokens_left = 0;          // that it may still take: of the prompt, and new ones
+  std::vector<float> saved_state;   // while preempted or parked, [state_floats]
+  int64_t least_backlog = 0;        // since it was paused: falls while the client reads
+  absl::Time last_read;             // when that was seen to fall
   int64_t until_backlog_check = 0;  // tokens that can be emitted before the backlog can be too long
   absl::Time first_step;            // start of the first step that had it
   absl::Time first_token = absl::InfinitePast();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace mmfree {
 namespace {
 
@@ -34,7 +36,6 @@ StepLoop::StepLoop(const Options& options, std::unique_ptr<Backend> backend, Mod
     absl::MutexLock lock(&mutex_);
     SetAdmissionGauges();
   }
-  metrics_->SetPaused(0);
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "mmfree-step");
     Run();
@@ -53,20 +54,45 @@ StepLoop::~StepLoop() {
 void StepLoop::Run() {
   while (TakeInbox()) {
     const absl::Time now = options_.clock->Now();
-    EnqueueSubmissions();
+    EnqueueSubmissions(now);
     EndCancelled(now);
     EndOverdue(now);
-    ResumeDrained();
-    policy_.PlanStep(&plan_);
-    for (const SchedulerEntry* entry : plan_.admitted) {
-      ++changes_.started;
-      changes_.started_tokens += entry->prompt_tokens;
-    }
+    CheckReaders(now);
+    PlanStep(now);
     // What ended above is told now: a step can take long.
     ApplyChanges();
     delivery_.Publish();
     if (!plan_.rows.empty()) Step(now);
   }
+}
+
+void StepLoop::PlanStep(absl::Time now) {
+  const int64_t prompt_budget =
+      policy_.decoding() == 0 ? policy_.capacity() + int64_t{options_.policy.step_token_budget}
+                              : current_throughput_.PromptBudget(options_.step_time_target);
+  policy_.PlanStep(now, prompt_budget, &plan_);
+  CountPlan();
+}
+
+// What the plan moves between the counts.
+void StepLoop::CountPlan() {
+  for (const Policy::Preemption& preemption : plan_.preempted) {
+    --changes_.running[static_cast<size_t>(preemption.entry->priority)];
+    ++changes_.evicted[static_cast<size_t>(preemption.entry->priority)];
+  }
+  for (const SchedulerEntry* entry : plan_.resumed) {
+    --changes_.evicted[static_cast<size_t>(entry->priority)];
+    ++changes_.running[static_cast<size_t>(entry->priority)];
+  }
+  for (const SchedulerEntry* entry : plan_.admitted) {
+    --changes_.waiting[static_cast<size_t>(entry->priority)];
+    ++changes_.running[static_cast<size_t>(entry->priority)];
+    changes_.waiting_tokens -= entry->prompt_tokens;
+  }
+  if (!plan_.preempted.empty()) {
+    metrics_->CountPreemptions(static_cast<int64_t>(plan_.preempted.size()));
+  }
+  counts_changed_ |= !plan_.preempted.empty() || !plan_.resumed.empty() || !plan_.admitted.empty();
 }
 
 // Returns false when the loop is to stop.
@@ -77,7 +103,7 @@ bool StepLoop::TakeInbox() {
   absl::MutexLock lock(&mutex_);
   if (plan_.rows.empty()) {
     const absl::Condition condition(&something_came);
-    if (policy_.paused().empty()) {
+    if (policy_.empty()) {
       mutex_.Await(condition);
     } else {
       mutex_.AwaitWithTimeout(condition, kPausedPoll);
@@ -86,13 +112,15 @@ bool StepLoop::TakeInbox() {
   new_submissions_.swap(submissions_);
   new_cancellations_.swap(cancellations_);
   end_all_at_ = drain_deadline_;
+  tokens_in_flight_ -= std::exchange(tokens_done_, 0);
   throughput_ = current_throughput_;
+  metrics_->SetTokensInFlight(tokens_in_flight_);
   return !stopping_;
 }
 
-void StepLoop::EnqueueSubmissions() {
+void StepLoop::EnqueueSubmissions(absl::Time now) {
   for (std::unique_ptr<RequestState>& request : new_submissions_) {
-    policy_.Enqueue(request.get());
+    policy_.Enqueue(request.get(), now);
     const RequestHandle handle = request->id;
     requests_.emplace(handle, std::move(request));
   }
@@ -125,35 +153,53 @@ int64_t StepLoop::Backlog(const RequestState& request) const {
          static_cast<int64_t>(request.generation_sink->backlog());
 }
 
-void StepLoop::ResumeDrained() {
-  const int64_t low = static_cast<int64_t>(options_.max_stream_backlog / 2);
-  const size_t checks = std::min(policy_.paused().size(), kPausedChecks);
-  for (size_t i = 0; i < checks; ++i) {
-    if (paused_cursor_ >= policy_.paused().size()) paused_cursor_ = 0;
-    RequestState* const request = StateOf(policy_.paused()[paused_cursor_]);
-    const int64_t backlog = Backlog(*request);
-    if (backlog <= low) {
-      request->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog) - backlog;
-      policy_.Resume(request);  // another takes its place in the list
-    } else {
-      ++paused_cursor_;
+void StepLoop::CheckReaders(absl::Time now) {
+  const auto check_some = [this, now](auto entries, size_t* cursor) {
+    const size_t checks = std::min(entries().size(), kPausedChecks);
+    for (size_t i = 0; i < checks; ++i) {
+      if (*cursor >= entries().size()) *cursor = 0;
+      // When one leaves, another takes its place in the list.
+      if (!CheckReader(StateOf(entries()[*cursor]), now)) ++*cursor;
     }
+  };
+  check_some([this] { return policy_.paused(); }, &paused_cursor_);
+  check_some([this] { return policy_.parked(); }, &parked_cursor_);
+}
+
+bool StepLoop::CheckReader(RequestState* request, absl::Time now) {
+  const int64_t limit = static_cast<int64_t>(options_.max_stream_backlog);
+  const int64_t backlog = Backlog(*request);
+  if (backlog <= limit / 2) {
+    request->until_backlog_check = limit - backlog;
+    policy_.Resume(request);
+    return true;
   }
+  if (backlog < request->least_backlog) {
+    request->least_backlog = backlog;
+    request->last_read = now;
+  } else if (Elapsed(request->last_read, now) >= options_.stalled_reader_timeout) {
+    Fail(request,
+         absl::CancelledError(absl::StrCat("the client read nothing for ",
+                                           absl::FormatDuration(options_.stalled_reader_timeout))),
+         now);
+    return true;
+  }
+  return false;
 }
 
 // Makes what started and ended known to the others: before any sink hears of an end, so that its
 // place is free and the gauges are right when it does.
 void StepLoop::ApplyChanges() {
-  if (const size_t paused = policy_.paused().size(); paused != paused_gauge_) {
-    metrics_->SetPaused(static_cast<int64_t>(paused));
-    paused_gauge_ = paused;
-  }
-  if (changes_.started + changes_.ended_waiting + changes_.ended_running == 0) return;
+  const int64_t parked = static_cast<int64_t>(policy_.parked().size());
+  const int64_t paused = static_cast<int64_t>(policy_.paused().size()) + parked;
   absl::MutexLock lock(&mutex_);
-  admission_.Started(changes_.started, changes_.started_tokens);
-  admission_.EndedWaiting(changes_.ended_waiting, changes_.ended_waiting_tokens);
-  admission_.EndedRunning(changes_.ended_running);
-  changes_ = AdmissionChanges();
+  if (!counts_changed_ && parked == parked_ && paused == paused_) return;
+  admission_.Apply(changes_);
+  tokens_in_flight_ -= std::exchange(tokens_done_, 0);
+  parked_ = parked;
+  paused_ = paused;
+  changes_ = AdmissionControl::Counts();
+  counts_changed_ = false;
   SetAdmissionGauges();
 }
 

@@ -21,6 +21,7 @@
 #include "server/backends/backend.h"
 #include "server/base/clock.h"
 #include "server/metrics/metrics.h"
+#include "server/scheduler/admission_control.h"
 #include "server/scheduler/delivery.h"
 #include "server/scheduler/policy.h"
 #include "server/scheduler/request.h"
@@ -32,9 +33,10 @@ namespace mmfree {
 // Owns its backend, the step thread and the delivery threads. The public methods are thread-safe.
 //
 // One iteration: take what was submitted and cancelled (one lock), end what is cancelled or past
-// its deadline, resume paused rows whose readers caught up, plan, step the backend, hand tokens and
-// ends over to the delivery threads (one lock each). With nothing to run the thread sleeps until
-// something is submitted; while rows are paused it looks at their backlogs every few milliseconds.
+// its deadline, resume paused rows whose readers caught up, plan, move states, step the backend,
+// hand tokens and ends over to the delivery threads (one lock each). With nothing to run the thread
+// sleeps until something is submitted; while rows are paused it looks at their backlogs every few
+// milliseconds.
 class StepLoop {
  public:
   struct Options {
@@ -42,6 +44,10 @@ class StepLoop {
     int32_t max_queue = 1024;
     int64_t max_queue_tokens = 4'000'000;
     size_t max_stream_backlog = 256;  // tokens
+    // A paused request whose client takes nothing for this long is ended with CANCELLED.
+    absl::Duration stalled_reader_timeout = absl::Seconds(60);
+    // Prompts beside decoding rows may make a step this long, or twice as long as it is without.
+    absl::Duration step_time_target = absl::Milliseconds(50);
     int32_t delivery_threads = 1;
     int64_t vocab_size = 0;
     const Clock* clock = Clock::Real();
@@ -63,45 +69,48 @@ class StepLoop {
   void Drain(absl::Time deadline);
 
   struct Load {
-    int64_t waiting = 0;
+    int64_t waiting = 0;  // for their first slot
     int64_t waiting_tokens = 0;
-    int64_t running = 0;  // each holds one slot
-    absl::Duration estimated_wait;
+    int64_t running = 0;    // each holds one slot
+    int64_t paused = 0;     // of the running and the evicted, those whose reader lags
+    int64_t preempted = 0;  // started, and waiting for a slot again
+    int64_t tokens_in_flight = 0;
+    absl::Duration step_time;
+    absl::Duration estimated_wait;  // of a request of normal priority
   };
   Load load() const;
 
   const BackendInfo& backend_info() const { return backend_->info(); }
 
  private:
-  // Changes to the admission counts, gathered by the step thread and applied under one lock.
-  struct AdmissionChanges {
-    int64_t started = 0;
-    int64_t started_tokens = 0;
-    int64_t ended_waiting = 0;
-    int64_t ended_waiting_tokens = 0;
-    int64_t ended_running = 0;
-  };
-
   // Submission: any thread.
   absl::StatusOr<RequestHandle> SubmitState(std::unique_ptr<RequestState> request,
                                             absl::Status valid);
   absl::Status CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const;
   absl::Status Admit(const RequestState& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckFeasible(const RequestState& request) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Duration EstimatedWait(Priority priority) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetAdmissionGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // The rest is the step thread's: an iteration,
   void Run();
   bool TakeInbox();
-  void EnqueueSubmissions();
+  void EnqueueSubmissions(absl::Time now);
   void EndCancelled(absl::Time now);
   void EndOverdue(absl::Time now);
   int64_t Backlog(const RequestState& request) const;
-  void ResumeDrained();
+  void CheckReaders(absl::Time now);
+  // Whether the request's reader caught up, so that it left `readers`, or was given up.
+  bool CheckReader(RequestState* request, absl::Time now);
+  void PlanStep(absl::Time now);
+  void CountPlan();
   void ApplyChanges();
 
   // a step,
   void Step(absl::Time start);
   absl::Status TryStep(absl::Time start);
+  absl::Status MoveStates(absl::Time start);
   absl::Status InitializeSlot(RequestState* request);
   absl::Status CheckOutput() const;
   void HandleOutput(absl::Time now);
@@ -135,7 +144,11 @@ class StepLoop {
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool faulted_ ABSL_GUARDED_BY(mutex_) = false;
-  Throughput throughput_ ABSL_GUARDED_BY(mutex_);  // the step thread's last word, for load()
+  int64_t tokens_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  // The step thread's last word, for load().
+  Throughput throughput_ ABSL_GUARDED_BY(mutex_);
+  int64_t paused_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t parked_ ABSL_GUARDED_BY(mutex_) = 0;
 
   // The step thread's.
   Policy policy_;
@@ -146,10 +159,14 @@ class StepLoop {
   std::vector<SchedulerEntry*> expired_;
   absl::Time end_all_at_ = absl::InfiniteFuture();  // drain_deadline_ as last taken
   bool broken_ = false;                             // the backend is; everything ends
-  AdmissionChanges changes_;
+  // Not yet applied to what the lock guards.
+  AdmissionControl::Counts changes_;
+  int64_t departures_ = 0;
+  int64_t tokens_done_ = 0;
+  bool counts_changed_ = false;
   Throughput current_throughput_;
-  size_t paused_gauge_ = 0;
   size_t paused_cursor_ = 0;
+  size_t parked_cursor_ = 0;
   std::vector<StepRow> rows_;
   StepOutput output_;
   int64_t emitted_ = 0;             // in this step

@@ -60,6 +60,10 @@ void StepLoop::Fail(RequestState* request, const absl::Status& status, absl::Tim
 
 void StepLoop::FailPlanned(const absl::Status& status, absl::Time now) {
   for (const Policy::Row& row : plan_.rows) Fail(StateOf(row.entry), status, now);
+  // Their states may not have been saved.
+  for (const Policy::Preemption& preemption : plan_.preempted) {
+    if (preemption.entry->phase != Phase::kNone) Fail(StateOf(preemption.entry), status, now);
+  }
 }
 
 void StepLoop::FailAll(const absl::Status& status, absl::Time now) {
@@ -68,12 +72,18 @@ void StepLoop::FailAll(const absl::Status& status, absl::Time now) {
 
 // Frees what the request holds and passes it to its delivery thread; it is valid until Publish.
 void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time now) {
+  const size_t priority = static_cast<size_t>(request->priority);
   if (request->phase == Phase::kWaiting) {
-    ++changes_.ended_waiting;
-    changes_.ended_waiting_tokens += request->prompt_tokens;
+    --changes_.waiting[priority];
+    changes_.waiting_tokens -= request->prompt_tokens;
+  } else if (request->phase == Phase::kPreempted || request->phase == Phase::kParked) {
+    --changes_.evicted[priority];
   } else {
-    ++changes_.ended_running;
+    --changes_.running[priority];
+    ++departures_;
   }
+  counts_changed_ = true;
+  tokens_done_ += std::exchange(request->tokens_left, 0);
   policy_.Remove(request);
   metrics_->CountRequest(outcome);
   metrics_->ObserveEndToEndLatency(Elapsed(request->submitted, now));

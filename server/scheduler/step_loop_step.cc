@@ -27,9 +27,29 @@ void StepLoop::Step(absl::Time start) {
   } else {
     HandleFault(status, end);
   }
-  current_throughput_.Observe(Elapsed(start, end), changes_.ended_running);
+  current_throughput_.Observe(Elapsed(start, end), plan_.decode_rows,
+                              plan_.tokens - plan_.decode_rows, std::exchange(departures_, 0));
   ApplyChanges();
   delivery_.Publish();
+}
+
+// Carries out what the plan says of slots.
+absl::Status StepLoop::MoveStates(absl::Time start) {
+  for (const Policy::Preemption& preemption : plan_.preempted) {
+    std::vector<float>& state = StateOf(preemption.entry)->saved_state;
+    state.resize(static_cast<size_t>(backend_->info().state_floats));
+    MMFREE_RETURN_IF_ERROR(backend_->ReadSlot(preemption.slot, absl::MakeSpan(state)));
+  }
+  for (SchedulerEntry* entry : plan_.resumed) {
+    const std::vector<float> state = std::exchange(StateOf(entry)->saved_state, {});
+    MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(entry->slot, state));
+  }
+  for (SchedulerEntry* entry : plan_.admitted) {
+    StateOf(entry)->first_step = start;
+    metrics_->ObserveQueueTime(Elapsed(StateOf(entry)->submitted, start));
+    MMFREE_RETURN_IF_ERROR(InitializeSlot(StateOf(entry)));
+  }
+  return absl::OkStatus();
 }
 
 // Gives a newly admitted request's slot the state after request->fed tokens of its prompt.
@@ -42,11 +62,7 @@ absl::Status StepLoop::InitializeSlot(RequestState* request) {
 
 // Feeds the planned rows.
 absl::Status StepLoop::TryStep(absl::Time start) {
-  for (SchedulerEntry* entry : plan_.admitted) {
-    StateOf(entry)->first_step = start;
-    metrics_->ObserveQueueTime(Elapsed(StateOf(entry)->submitted, start));
-    MMFREE_RETURN_IF_ERROR(InitializeSlot(StateOf(entry)));
-  }
+  MMFREE_RETURN_IF_ERROR(MoveStates(start));
   rows_.clear();
   for (const Policy::Row& planned : plan_.rows) {
     RequestState* const request = StateOf(planned.entry);
@@ -109,6 +125,10 @@ void StepLoop::HandleOutput(absl::Time now) {
   for (size_t i = 0; i < rows_.size(); ++i) {
     RequestState* const request = StateOf(plan_.rows[i].entry);
     const StepRow& row = rows_[i];
+    if (static_cast<int32_t>(i) >= plan_.decode_rows) {
+      tokens_done_ += plan_.rows[i].tokens;
+      request->tokens_left -= plan_.rows[i].tokens;
+    }
     if (!row.targets.empty()) {
       HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
                    request->fed - static_cast<int64_t>(row.tokens.size()));
@@ -165,6 +185,8 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
   delivery_.AddToken(request, token);
   ++emitted_;
   ++request->emitted;
+  --request->tokens_left;
+  ++tokens_done_;
   request->last_token = token.token;
   if (request->sampler != nullptr) request->sampler->Append(token.token);
   if (request->emitted == 1) {
@@ -190,7 +212,11 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
     const int64_t limit = static_cast<int64_t>(options_.max_stream_backlog);
     const int64_t backlog = Backlog(*request);
     request->until_backlog_check = limit - backlog;
-    if (backlog > limit) policy_.Pause(request);
+    if (backlog > limit) {
+      request->least_backlog = backlog;
+      request->last_read = now;
+      policy_.Pause(request);
+    }
   }
 }
 

@@ -70,6 +70,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
         absl::StrCat("the initial state has ", state->initial_state->size(),
                      " numbers, one of this model has ", backend_->info().state_floats));
   }
+  state->tokens_left = state->prompt_tokens + state->max_new_tokens;
   valid.Update(CheckTokens(state->tokens, "prompt"));
   if (valid.ok() && state->prompt_logprobs) MakeTargets(state.get());
   valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
@@ -87,6 +88,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(ScoreRequest request,
   state->tokens = std::move(request.tokens);
   const size_t count = state->tokens.size();
   state->prompt_tokens = static_cast<int64_t>(count);
+  state->tokens_left = state->prompt_tokens;
 
   absl::Status valid = absl::OkStatus();
   if (count == 0) valid = absl::InvalidArgumentError("there is no token to score");
@@ -109,6 +111,7 @@ absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState
     if (valid.ok()) {
       const RequestHandle handle = next_handle_++;
       request->id = handle;
+      tokens_in_flight_ += request->tokens_left;
       submissions_.push_back(std::move(request));
       SetAdmissionGauges();
       return handle;
@@ -121,13 +124,43 @@ absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState
 absl::Status StepLoop::Admit(const RequestState& request) {
   if (faulted_) return absl::UnavailableError("the device has failed");
   if (draining_) return absl::UnavailableError("the server is draining");
-  return admission_.Admit(request.prompt_tokens);
+  if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
+  absl::Status admitted = admission_.Admit(request.priority, request.prompt_tokens);
+  if (admitted.ok()) return admitted;
+  return absl::Status(admitted.code(),
+                      absl::StrCat(admitted.message(), "; one that comes now would wait about ",
+                                   absl::FormatDuration(EstimatedWait(request.priority))));
+}
+
+absl::Duration StepLoop::EstimatedWait(Priority priority) const {
+  return throughput_.EstimatedWait(admission_.departures_before_next(priority));
+}
+
+// Refuses what will certainly miss its deadline. An idle server measures nothing, so it refuses
+// nothing: an average that a hiccup has spoilt would never be corrected.
+absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
+  if (request.deadline == absl::InfiniteFuture() || admission_.empty()) return absl::OkStatus();
+  // What nothing can end early takes all its tokens.
+  const bool may_end_early = !request.end_tokens.empty() || request.stop_condition != nullptr;
+  const int64_t new_tokens = may_end_early ? request.min_new_tokens : request.max_new_tokens;
+  const absl::Duration least =
+      EstimatedWait(request.priority) +
+      throughput_.ServiceTime(request.prompt_tokens - request.fed, new_tokens);
+  const absl::Duration left = request.deadline - request.submitted;
+  if (least <= left) return absl::OkStatus();
+  return absl::DeadlineExceededError(
+      absl::StrCat("the deadline cannot be met: it is in ", absl::FormatDuration(left),
+                   ", and the request would take at least ", absl::FormatDuration(least)));
 }
 
 void StepLoop::SetAdmissionGauges() {
   metrics_->SetQueued(admission_.waiting());
   metrics_->SetRunning(admission_.running());
   metrics_->SetSlots(admission_.running(), backend_->info().num_slots);
+  metrics_->SetPaused(paused_);
+  metrics_->SetPreempted(admission_.evicted() - parked_);
+  metrics_->SetTokensInFlight(tokens_in_flight_);
+  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal));
 }
 
 void StepLoop::Cancel(RequestHandle handle) {
@@ -155,7 +188,11 @@ StepLoop::Load StepLoop::load() const {
   load.waiting = admission_.waiting();
   load.waiting_tokens = admission_.waiting_tokens();
   load.running = admission_.running();
-  load.estimated_wait = throughput_.EstimatedWait(admission_.departures_before_next());
+  load.paused = paused_;
+  load.preempted = admission_.evicted() - parked_;
+  load.tokens_in_flight = tokens_in_flight_;
+  load.step_time = throughput_.step();
+  load.estimated_wait = EstimatedWait(Priority::kNormal);
   return load;
 }
 

@@ -109,7 +109,10 @@ class FakeBackend final : public Backend {
       }
     }
     if (device_->options().clock != nullptr) {
-      device_->options().clock->Advance(device_->options().step_time);
+      int64_t tokens = 0;
+      for (const StepRow& row : rows) tokens += static_cast<int64_t>(row.tokens.size());
+      device_->options().clock->Advance(device_->options().step_time +
+                                        device_->options().token_time * tokens);
     }
     absl::MutexLock lock(&device_->mutex_);
     device_->steps_.push_back(std::move(record));

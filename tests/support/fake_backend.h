@@ -24,6 +24,7 @@ struct FakeBackendOptions {
   int32_t vocab_size = 97;
   FakeClock* clock = nullptr;  // advanced by step_time in each step
   absl::Duration step_time;
+  absl::Duration token_time;  // and by this for each token
 };
 
 // The test's side of a fake backend, alive after the backend is gone. Thread-safe.

@@ -95,6 +95,10 @@ class MetricsTest : public ::testing::Test {
     model_->SetQueued(3);
     model_->SetRunning(2);
     model_->SetPaused(1);
+    model_->SetPreempted(2);
+    model_->CountPreemptions(5);
+    model_->SetTokensInFlight(1234);
+    model_->SetEstimatedWait(absl::Milliseconds(250));
     model_->SetSlots(2, 8);
     model_->ObserveStep(ModelMetrics::StepKind::kPrefill, 1, 256, absl::Milliseconds(20));
     model_->ObserveStep(ModelMetrics::StepKind::kDecode, 2, 2, absl::Milliseconds(1));
@@ -125,6 +129,10 @@ TEST_F(MetricsTest, EveryInstrumentIsScrapedWithItsValue) {
       {"mmfree_num_requests_waiting{model=\"tales\"}", 3},
       {"mmfree_num_requests_running{model=\"tales\"}", 2},
       {"mmfree_num_requests_paused{model=\"tales\"}", 1},
+      {"mmfree_num_requests_preempted{model=\"tales\"}", 2},
+      {"mmfree_num_preemptions_total{model=\"tales\"}", 5},
+      {"mmfree_tokens_in_flight{model=\"tales\"}", 1234},
+      {"mmfree_estimated_wait_seconds{model=\"tales\"}", 0.25},
       {"mmfree_state_slots_used{model=\"tales\"}", 2},
       {"mmfree_state_slots{model=\"tales\"}", 8},
       {"mmfree_requests_total{model=\"tales\",outcome=\"eos\"}", 1},

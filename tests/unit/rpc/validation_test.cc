@@ -177,7 +177,6 @@ INSTANTIATE_TEST_SUITE_P(
          [](R* r) { r->mutable_response()->set_state_dtype(v1::STATE_DTYPE_F16); }},
         {"candidates", [](R* r) { r->set_candidates(2); }},
         {"best_of", [](R* r) { r->set_best_of(2); }},
-        {"priority", [](R* r) { r->set_priority(v1::PRIORITY_HIGH); }},
         {"cache_salt", [](R* r) { r->set_cache_salt("salt"); }},
         {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
     }),

@@ -18,25 +18,33 @@ using ::testing::UnorderedElementsAre;
 class PolicyTest : public ::testing::Test {
  protected:
   SchedulerEntry* Add(Policy* policy, int64_t prompt_tokens,
-                      absl::Time deadline = absl::InfiniteFuture()) {
+                      absl::Time deadline = absl::InfiniteFuture(),
+                      Priority priority = Priority::kNormal) {
     entries_.push_back(std::make_unique<SchedulerEntry>());
     SchedulerEntry* const entry = entries_.back().get();
     entry->id = entries_.size();
     entry->prompt_tokens = prompt_tokens;
     entry->deadline = deadline;
-    policy->Enqueue(entry);
+    entry->priority = priority;
+    policy->Enqueue(entry, now_);
     return entry;
   }
 
   // Plans a step, completes it and returns its rows as (id, tokens).
   std::vector<std::pair<uint64_t, int32_t>> Step(Policy* policy) {
-    policy->PlanStep(&plan_);
+    policy->PlanStep(now_, prompt_budget_, &plan_);
     policy->CompleteStep(plan_);
     std::vector<std::pair<uint64_t, int32_t>> rows;
     for (const Policy::Row& row : plan_.rows) rows.emplace_back(row.entry->id, row.tokens);
     return rows;
   }
 
+  SchedulerEntry* AddOf(Policy* policy, Priority priority, int64_t prompt_tokens = 1) {
+    return Add(policy, prompt_tokens, absl::InfiniteFuture(), priority);
+  }
+
+  absl::Time now_ = absl::FromUnixSeconds(1000);
+  int64_t prompt_budget_ = 1 << 20;
   std::vector<std::unique_ptr<SchedulerEntry>> entries_;
   Policy::Plan plan_;
 };
@@ -121,18 +129,131 @@ TEST_F(PolicyTest, APausedEntryKeepsItsSlotAndSkipsSteps) {
   Policy policy({.num_slots = 2, .prefill_chunk = 4, .step_token_budget = 100});
   SchedulerEntry* const first = Add(&policy, 1);
   Add(&policy, 1);
-  Add(&policy, 1);
   Step(&policy);
   policy.Pause(first);
   const int32_t slot = first->slot;
   EXPECT_EQ(Step(&policy), (Rows{{2, 1}}));
   EXPECT_THAT(policy.paused(), ElementsAre(first));
-  EXPECT_EQ(policy.waiting(), 1u);
   policy.Resume(first);
   EXPECT_EQ(first->slot, slot);
+  EXPECT_THAT(Step(&policy), UnorderedElementsAre(std::pair(1u, 1), std::pair(2u, 1)));
+}
+
+TEST_F(PolicyTest, APausedEntryGivesItsSlotToOneThatWaitsAndComesBackWhenItIsRead) {
+  Policy policy({.num_slots = 1, .prefill_chunk = 4, .step_token_budget = 100});
+  SchedulerEntry* const paused = AddOf(&policy, Priority::kHigh);
   Step(&policy);
-  EXPECT_THAT(Rows({{plan_.rows[0].entry->id, 1}, {plan_.rows[1].entry->id, 1}}),
-              UnorderedElementsAre(std::pair(1u, 1), std::pair(2u, 1)));
+  policy.Pause(paused);
+  SchedulerEntry* const low = AddOf(&policy, Priority::kLow);
+  EXPECT_EQ(Step(&policy), (Rows{{2, 1}}));
+  ASSERT_THAT(plan_.preempted, SizeIs(1));
+  EXPECT_EQ(plan_.preempted[0].entry, paused);
+  EXPECT_EQ(plan_.preempted[0].slot, low->slot);
+  EXPECT_EQ(paused->phase, Phase::kParked);
+  EXPECT_THAT(policy.parked(), ElementsAre(paused));
+  EXPECT_EQ(Step(&policy), (Rows{{2, 1}}));
+  policy.Resume(paused);
+  EXPECT_EQ(Step(&policy), (Rows{{1, 1}}));
+  EXPECT_THAT(plan_.resumed, ElementsAre(paused));
+  EXPECT_EQ(low->phase, Phase::kPreempted);
+}
+
+TEST_F(PolicyTest, AHigherClassTakesASlotOfTheLowestAndItGoesOnWhereItWas) {
+  Policy policy({.num_slots = 2, .prefill_chunk = 4, .step_token_budget = 100});
+  SchedulerEntry* const low = AddOf(&policy, Priority::kLow, 10);
+  SchedulerEntry* const normal = AddOf(&policy, Priority::kNormal);
+  Step(&policy);
+  ASSERT_EQ(low->fed, 4);
+  SchedulerEntry* const high = AddOf(&policy, Priority::kHigh);
+  Step(&policy);
+  EXPECT_EQ(low->phase, Phase::kPreempted);
+  EXPECT_EQ(low->slot, -1);
+  EXPECT_EQ(normal->phase, Phase::kDecode);
+  EXPECT_EQ(high->phase, Phase::kDecode);
+  EXPECT_EQ(policy.running(), 2u);
+  Step(&policy);
+  EXPECT_THAT(plan_.resumed, IsEmpty());
+  policy.Remove(high);
+  EXPECT_EQ(Step(&policy), (Rows{{2, 1}, {1, 4}}));
+  EXPECT_THAT(plan_.resumed, ElementsAre(low));
+  EXPECT_THAT(plan_.admitted, IsEmpty());
+  EXPECT_EQ(low->fed, 8);
+}
+
+TEST_F(PolicyTest, EqualsAreNeverPreempted) {
+  for (const Priority priority : {Priority::kLow, Priority::kNormal, Priority::kHigh}) {
+    Policy policy({.num_slots = 1, .prefill_chunk = 4, .step_token_budget = 100});
+    SchedulerEntry* const first = AddOf(&policy, priority);
+    Step(&policy);
+    AddOf(&policy, priority);
+    for (int i = 0; i < 40; ++i) Step(&policy);
+    EXPECT_EQ(first->phase, Phase::kDecode);
+  }
+}
+
+TEST_F(PolicyTest, ASlotIsTakenOnlyWhenTheStepHasTokensForItsNewHolder) {
+  Policy policy({.num_slots = 8, .max_batch = 8, .prefill_chunk = 4, .step_token_budget = 16});
+  for (int i = 0; i < 8; ++i) AddOf(&policy, Priority::kLow);
+  Step(&policy);
+  for (int i = 0; i < 8; ++i) AddOf(&policy, Priority::kHigh, 1000);
+  // Eight rows leave eight tokens: two chunks.
+  Step(&policy);
+  EXPECT_THAT(plan_.preempted, SizeIs(2));
+  EXPECT_THAT(plan_.admitted, SizeIs(2));
+  for (int i = 0; i < 10; ++i) {
+    Step(&policy);
+    EXPECT_EQ(policy.running(), 8u) << "a slot was taken and not used";
+  }
+}
+
+TEST_F(PolicyTest, PromptsOfAHigherClassAreFedFirstButNotAlone) {
+  Policy policy({.num_slots = 4, .prefill_chunk = 8, .step_token_budget = 8});
+  SchedulerEntry* const low = AddOf(&policy, Priority::kLow, 1000);
+  Step(&policy);
+  AddOf(&policy, Priority::kHigh, 1000);
+  const int64_t before = low->fed;
+  int steps_of_low = 0;
+  for (int i = 0; i < 2 * Policy::kAgedStep; ++i) {
+    for (const auto& [id, tokens] : Step(&policy)) steps_of_low += id == low->id ? 1 : 0;
+  }
+  EXPECT_EQ(steps_of_low, 2);
+  EXPECT_EQ(low->fed, before + 16);
+}
+
+TEST_F(PolicyTest, OneThatHasWaitedForLongGetsItsTurnAndKeepsItsSlot) {
+  Policy policy({.num_slots = 1,
+                 .prefill_chunk = 8,
+                 .step_token_budget = 8,
+                 .age = absl::Seconds(5),
+                 .aged_turn = 4});
+  SchedulerEntry* running = AddOf(&policy, Priority::kHigh);
+  Step(&policy);
+  SchedulerEntry* const low = AddOf(&policy, Priority::kLow);
+  // Each time the slot is free another of the highest class waits.
+  const auto next = [&] {
+    AddOf(&policy, Priority::kHigh);
+    policy.Remove(running);
+    Step(&policy);
+    running = plan_.admitted.empty() ? nullptr : plan_.admitted[0];
+  };
+  for (int i = 0; i < 20; ++i) next();
+  EXPECT_EQ(low->phase, Phase::kWaiting) << "it is not old yet";
+  now_ += absl::Seconds(5);
+  for (int i = 0; i < 4 && low->phase == Phase::kWaiting; ++i) next();
+  EXPECT_EQ(low->phase, Phase::kDecode);
+  for (int i = 0; i < 20; ++i) Step(&policy);
+  EXPECT_EQ(low->phase, Phase::kDecode) << "those that wait took its slot";
+}
+
+TEST_F(PolicyTest, PromptsBesideDecodingRowsKeepToTheirBudget) {
+  Policy policy({.num_slots = 4, .prefill_chunk = 50, .step_token_budget = 100});
+  Add(&policy, 1);
+  Step(&policy);
+  Add(&policy, 1000);
+  prompt_budget_ = 7;
+  EXPECT_EQ(Step(&policy), (Rows{{1, 1}, {2, 7}}));
+  prompt_budget_ = 0;  // a prompt always gets on
+  EXPECT_EQ(Step(&policy), (Rows{{1, 1}, {2, 1}}));
 }
 
 TEST_F(PolicyTest, EntriesAreRemovedFromEveryPhase) {
@@ -191,35 +312,6 @@ TEST(PolicyCapacityTest, SlotsBatchAndBudgetBoundIt) {
   EXPECT_EQ(capacity(5000, 1000, 256, 1024), 1000);  // asked for: taken at its word
   EXPECT_EQ(capacity(5000, 2000, 256, 1024), 1024);
   EXPECT_EQ(capacity(16, 0, 256, 1), 1);
-}
-
-TEST(AdmissionControlTest, RequestsBeyondTheQueueAreRefusedAndAFreeSlotCounts) {
-  AdmissionControl admission({.capacity = 2, .max_queue = 1, .max_queue_tokens = 1000});
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(admission.Admit(1).ok());
-  EXPECT_EQ(admission.Admit(1).code(), absl::StatusCode::kResourceExhausted);
-  // Getting a slot does not make room, ending does.
-  admission.Started(2, 2);
-  EXPECT_EQ(admission.Admit(1).code(), absl::StatusCode::kResourceExhausted);
-  admission.EndedRunning(1);
-  EXPECT_TRUE(admission.Admit(1).ok());
-  admission.EndedWaiting(1, 1);
-  EXPECT_TRUE(admission.Admit(1).ok());
-  EXPECT_EQ(admission.departures_before_next(), 2);
-  admission.EndedWaiting(2, 2);
-  EXPECT_EQ(admission.departures_before_next(), 0);
-  admission.EndedRunning(1);
-  EXPECT_TRUE(admission.empty());
-}
-
-TEST(AdmissionControlTest, PromptTokensThatWaitAreBounded) {
-  AdmissionControl admission({.capacity = 2, .max_queue = 100, .max_queue_tokens = 1000});
-  EXPECT_TRUE(admission.Admit(600).ok());
-  EXPECT_EQ(admission.Admit(401).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_TRUE(admission.Admit(400).ok());
-  EXPECT_EQ(admission.Admit(1).code(), absl::StatusCode::kResourceExhausted);
-  admission.Started(1, 600);
-  EXPECT_TRUE(admission.Admit(600).ok());
-  EXPECT_EQ(admission.waiting_tokens(), 1000);
 }
 
 }  // namespace

@@ -36,7 +36,8 @@ class StepLoopFixture : public ::testing::Test {
     loop_.reset();
     EXPECT_EQ(device_->violations(), std::vector<std::string>());
     for (const char* gauge : {"mmfree_num_requests_waiting", "mmfree_num_requests_running",
-                              "mmfree_num_requests_paused", "mmfree_state_slots_used"}) {
+                              "mmfree_num_requests_paused", "mmfree_num_requests_preempted",
+                              "mmfree_tokens_in_flight", "mmfree_state_slots_used"}) {
       EXPECT_EQ(Metric(gauge), 0) << gauge;
     }
   }

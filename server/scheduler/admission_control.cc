@@ -1,0 +1,43 @@
+#include "server/scheduler/admission_control.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace mmfree {
+
+absl::Status AdmissionControl::Admit(Priority priority, int64_t prompt_tokens, int64_t requests) {
+  const int64_t present = waiting() + running() + evicted();
+  if (present + requests > int64_t{options_.capacity} + options_.max_queue) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", running(), " requests run and ", waiting() + evicted(), " wait"));
+  }
+  if (counts_.waiting_tokens + prompt_tokens > options_.max_queue_tokens) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", counts_.waiting_tokens, " prompt tokens wait, a request of ",
+        prompt_tokens, " would exceed the limit of ", options_.max_queue_tokens));
+  }
+  counts_.waiting[static_cast<size_t>(priority)] += requests;
+  counts_.waiting_tokens += prompt_tokens;
+  return absl::OkStatus();
+}
+
+void AdmissionControl::Apply(const Counts& changes) {
+  for (size_t i = 0; i < kNumPriorities; ++i) {
+    counts_.waiting[i] += changes.waiting[i];
+    counts_.running[i] += changes.running[i];
+    counts_.evicted[i] += changes.evicted[i];
+  }
+  counts_.waiting_tokens += changes.waiting_tokens;
+}
+
+int64_t AdmissionControl::departures_before_next(Priority priority) const {
+  int64_t before = 0;
+  for (size_t i = static_cast<size_t>(priority); i < kNumPriorities; ++i) {
+    before += counts_.waiting[i] + counts_.running[i] + counts_.evicted[i];
+  }
+  // The own class's and higher ones' alone decide: whatever else holds a slot can be preempted.
+  return std::max<int64_t>(0, before + 1 - options_.capacity);
+}
+
+}  // namespace mmfree
