@@ -1,0 +1,162 @@
+// mmfree-load: an open- and closed-loop load generator for mmfree-server.
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <iostream>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "client/cpp/client.h"
+#include "client/load/generator.h"
+#include "client/load/report.h"
+#include "client/load/workload.h"
+#include "server/base/flag_set.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree {
+namespace {
+
+constexpr char kIntro[] =
+    R"(mmfree-load: puts an mmfree-server under load and measures it.
+
+  mmfree-load [--server=HOST:PORT] [flags]
+
+Examples:
+  mmfree-load --concurrency=64 --requests=1000 --prompt_tokens=16-256 --max_tokens=exp:64
+      closed loop: 64 streams at once
+  mmfree-load --rate=200 --duration=30s --requests=1000000 --cancel=0.1 --slow=0.05 --high=0.2
+      open loop: 200 new streams a second, some cancelled, some read slowly
+
+Lengths are N, LOW-HIGH (uniform) or exp:MEAN. The same seed gives the same requests.
+Exit status: 0 every request ended as planned; 1 some failed, or the run did; 2 wrong command line.
+
+)";
+
+struct Flags {
+  std::string server = "127.0.0.1:50051";
+  std::string prompt_tokens = "32";
+  std::string max_tokens = "32";
+  float rate = 0;
+  float high = 0, low = 0, cancel = 0, slow = 0;
+  int32_t connections = 4;
+  bool json = false;
+  bool quiet = false;
+  GeneratorOptions generator;
+  WorkloadOptions workload;
+
+  void AddTo(FlagSet* set) {
+    constexpr int64_t kMost = 1'000'000'000;
+    set->Add("server", &server, "HOST:PORT", "the server (default 127.0.0.1:50051)");
+    set->Add("model", &workload.model, "NAME", "the model (default: the only one)");
+    set->AddInteger<int64_t>("concurrency", &generator.concurrency, 1, 1'000'000, "N",
+                             "closed loop: streams at once (default 1)");
+    set->Add("rate", &rate, "R", "open loop: streams started a second; 0: closed loop (default)");
+    set->AddInteger<int64_t>("requests", &generator.requests, 1, kMost, "N",
+                             "streams in all (default 100)");
+    set->Add("duration", &generator.duration, "TIME", "start no more after (default: never)");
+    set->Add("timeout", &generator.timeout, "TIME", "deadline of each request (default: none)");
+    set->Add("prompt_tokens", &prompt_tokens, "LENGTH", "tokens of a prompt (default 32)");
+    set->Add("max_tokens", &max_tokens, "LENGTH", "tokens to generate (default 32)");
+    set->Add("temperature", &workload.temperature, "T", "0: greedy (default 1)");
+    set->Add("high", &high, "SHARE", "requests of high priority, from 0 to 1 (default 0)");
+    set->Add("low", &low, "SHARE", "requests of low priority (default 0)");
+    set->Add("cancel", &cancel, "SHARE", "requests cancelled after some tokens (default 0)");
+    set->Add("slow", &slow, "SHARE", "requests read slowly (default 0)");
+    set->Add("slow_read_delay", &generator.slow_read_delay, "TIME",
+             "pause of a slow reader before each message (default 100ms)");
+    set->AddInteger<int32_t>("connections", &connections, 1, 1024, "N",
+                             "connections to spread the streams over (default 4)");
+    set->Add("seed", &workload.seed, "N", "of the requests (default 1)");
+    set->Add("json", &json, "", "machine-readable result");
+    set->Add("quiet", &quiet, "", "no progress on stderr");
+  }
+
+  absl::Status Check() {
+    const auto share = [](absl::string_view name, float value) {
+      if (value >= 0 && value <= 1) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrCat("--", name, " must be from 0 to 1"));
+    };
+    MMFREE_RETURN_IF_ERROR(share("high", high));
+    MMFREE_RETURN_IF_ERROR(share("low", low));
+    MMFREE_RETURN_IF_ERROR(share("cancel", cancel));
+    MMFREE_RETURN_IF_ERROR(share("slow", slow));
+    if (high + low > 1) return absl::InvalidArgumentError("--high and --low are more than 1");
+    if (!(rate >= 0 && rate <= 1e6f)) {
+      return absl::InvalidArgumentError("--rate must be from 0 to 1000000");
+    }
+    const auto length = [](absl::string_view name, absl::string_view text, Distribution* out) {
+      const absl::StatusOr<Distribution> parsed = Distribution::Parse(text);
+      if (!parsed.ok()) {
+        return absl::InvalidArgumentError(absl::StrCat("--", name, "=", parsed.status().message()));
+      }
+      *out = *parsed;
+      return absl::OkStatus();
+    };
+    MMFREE_RETURN_IF_ERROR(length("prompt_tokens", prompt_tokens, &workload.prompt_tokens));
+    MMFREE_RETURN_IF_ERROR(length("max_tokens", max_tokens, &workload.max_tokens));
+    generator.rate = rate;
+    generator.progress = !quiet;
+    workload.high = high;
+    workload.low = low;
+    workload.cancel = cancel;
+    workload.slow = slow;
+    return absl::OkStatus();
+  }
+};
+
+absl::StatusOr<Report> RunLoad(Flags& flags) {
+  Client::Options connection;
+  connection.server = flags.server;
+  connection.timeout = absl::Seconds(10);
+  MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Create(connection));
+  MMFREE_ASSIGN_OR_RETURN(const v1::GetModelResponse model, client->GetModel(flags.workload.model));
+  flags.workload.vocab_size = model.model().vocab_size();
+  std::vector<std::unique_ptr<v1::InferenceService::Stub>> stubs;
+  for (int32_t i = 0; i < flags.connections; ++i) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+    stubs.push_back(v1::InferenceService::NewStub(
+        grpc::CreateCustomChannel(flags.server, grpc::InsecureChannelCredentials(), arguments)));
+  }
+  Generator generator(flags.generator, flags.workload, std::move(stubs));
+  return generator.Run();
+}
+
+int Main(const std::vector<std::string>& arguments) {
+  Flags flags;
+  FlagSet set;
+  flags.AddTo(&set);
+  const absl::StatusOr<std::vector<std::string>> rest = set.Parse(arguments);
+  absl::Status status = rest.status();
+  if (status.ok() && set.help_requested()) {
+    std::cout << kIntro << set.Help();
+    return 0;
+  }
+  if (status.ok() && !rest->empty()) {
+    status = absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest->front()));
+  }
+  if (status.ok()) status = flags.Check();
+  if (!status.ok()) {
+    std::cerr << "mmfree-load: " << status.message() << "; --help says more\n";
+    return 2;
+  }
+  const absl::StatusOr<Report> report = RunLoad(flags);
+  if (!report.ok()) {
+    std::cerr << "mmfree-load: " << report.status().message() << "\n";
+    return 1;
+  }
+  std::cout << (flags.json ? ToJson(*report) + "\n" : ToText(*report));
+  return report->failed() > 0 ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace mmfree
+
+int main(int argc, char** argv) { return mmfree::Main({argv + 1, argv + argc}); }
