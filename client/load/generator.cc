@@ -149,7 +149,7 @@ void Generator::Ended(const Stream& stream, const grpc::Status& status) {
     --running_;
     if (options_.rate <= 0) next = TakeNext();
   }
-  // Nothing of this object is touched after the last stream's lock: the run may be over.
+  // Unless another was taken, the run may be over: this object is not touched any more.
   if (next >= 0) Start(next, as_planned ? absl::ZeroDuration() : options_.failure_delay);
 }
 
