@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -22,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -38,11 +40,19 @@
 #include "server/metrics/exposer.h"
 #include "server/metrics/gpu_metrics.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/session_metrics.h"
 #include "server/model/model.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/server.h"
 #include "server/rpc/tls.h"
 #include "server/server_flags.h"
+#include "server/sessions/memory_store.h"
+#ifdef MMFREE_HAVE_ROCKSDB
+#include "server/sessions/rocksdb_store.h"
+#endif
+#include "server/sessions/session_key.h"
+#include "server/sessions/session_table.h"
+#include "server/sessions/store.h"
 #include "server/tokenizer/tokenizer.h"
 
 namespace mmfree {
@@ -234,6 +244,41 @@ std::vector<std::shared_ptr<prometheus::Collectable>> DeviceMetrics(
   return metrics;
 }
 
+absl::StatusOr<std::unique_ptr<SessionStore>> MakeSessionStore(const ServerFlags& flags) {
+  absl::string_view where = flags.session_store;
+  if (absl::ConsumePrefix(&where, "rocksdb:")) {
+#ifdef MMFREE_HAVE_ROCKSDB
+    return OpenRocksDbStore({.directory = std::string(where)});
+#else
+    return absl::InvalidArgumentError(
+        "--session_store=rocksdb: this build has no RocksDB; install librocksdb-dev and build "
+        "again");
+#endif
+  }
+  return MakeMemoryStore({.max_bytes = flags.session_memory_mb << 20});
+}
+
+// Null when the server keeps no sessions.
+absl::StatusOr<std::unique_ptr<SessionTable>> MakeSessions(const ServerFlags& flags,
+                                                           SessionMetrics* metrics) {
+  if (flags.session_store == "none") return nullptr;
+  SessionTable::Options options;
+  options.ttl = flags.session_ttl;
+  options.kept_turns = flags.session_kept_turns;
+  options.kept_bytes = flags.session_kept_mb << 20;
+  options.host_cache_bytes = flags.session_memory_mb << 20;
+  if (!flags.session_key_file.empty()) {
+    MMFREE_ASSIGN_OR_RETURN(options.key, SessionKey::FromFile(flags.session_key_file));
+  }
+  MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<SessionStore> store, MakeSessionStore(flags));
+  const std::optional<int64_t> count = store->count();
+  Log(LogLevel::kInfo,
+      absl::StrCat("sessions: store ", flags.session_store, ", ",
+                   count.has_value() ? absl::StrCat(*count) : "some", " sessions in it, ",
+                   options.key.empty() ? "states are not signed" : "states are signed"));
+  return std::make_unique<SessionTable>(std::move(options), std::move(store), metrics);
+}
+
 Server::Options ServerOptions(const ServerFlags& flags) {
   Server::Options options;
   options.listen = flags.listen;
@@ -288,6 +333,9 @@ absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
   MMFREE_RETURN_IF_ERROR(MakeServerCredentials(ServerOptions(flags).tls).status());
   const auto registry = std::make_shared<prometheus::Registry>();
   const std::unique_ptr<Metrics> metrics = Metrics::Create(registry.get());
+  const std::unique_ptr<SessionMetrics> session_metrics = SessionMetrics::Create(registry.get());
+  MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<SessionTable> sessions,
+                          MakeSessions(flags, session_metrics.get()));
   std::vector<std::unique_ptr<Engine>> engines;
   ModelRegistry models;
   for (const ModelFlag& flag : flags.models) {
@@ -304,8 +352,10 @@ absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
     MMFREE_ASSIGN_OR_RETURN(
         exposer, StartExposer(flags.metrics_listen, registry, DeviceMetrics(flags, engines)));
   }
+  Server::Options server_options = ServerOptions(flags);
+  server_options.sessions = sessions.get();
   MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(ServerOptions(flags), &models, metrics.get()));
+                          Server::Start(server_options, &models, metrics.get()));
   signals->StartServing();
   std::string ports = absl::StrCat("grpc=", server->port(), "\n");
   if (exposer != nullptr) absl::StrAppend(&ports, "metrics=", exposer->port(), "\n");

@@ -1,12 +1,14 @@
 #include "server/server_flags.h"
 
 #include <array>
+#include <cstring>
 #include <limits>
 #include <utility>
 
 #include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -43,8 +45,8 @@ Exit status: 0 stopped as asked; 1 failed; 2 wrong command line.
 
 // Flags of the design that this version does not have: refused, so that nobody relies on them.
 struct LaterFlags {
-  static constexpr std::array<const char*, 5> kNames = {
-      "prefix_cache_mb", "session_store", "session_key_file", "auth_tokens_file", "model_root"};
+  static constexpr std::array<const char*, 3> kNames = {"prefix_cache_mb", "auth_tokens_file",
+                                                        "model_root"};
   std::array<std::string, kNames.size()> values;
 };
 
@@ -101,6 +103,24 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->Add("step_time_target", &flags->step_time_target, "TIME",
            "prompts make a step with decoding rows at most so long, or\ntwice as long as without "
            "prompts (default 50ms)");
+
+  set->AddHeading("Sessions:");
+  set->Add("session_store", &flags->session_store, "STORE",
+           "where sessions are kept: memory (the default; they end with\nthe process), "
+           "rocksdb:DIR (they survive it), none");
+  set->Add("session_key_file", &flags->session_key_file, "FILE",
+           "key of at least 32 bytes: states are signed with it, and only\nthose are taken");
+  set->Add("session_ttl", &flags->session_ttl, "TIME",
+           "delete a session that was not used for this long (default:\nnever)");
+  set->AddInteger("session_kept_turns", &flags->session_kept_turns, 0, 10'000, "N",
+                  "turns before the present one that a session can be rewound\nto (default 4)");
+  set->AddInteger<int64_t>("session_kept_mb", &flags->session_kept_mb, 0, 1 << 20, "N",
+                           "MiB that the states of one session's turns may take (default\n8); the "
+                           "present one is always kept");
+  set->AddInteger<int64_t>("session_memory_mb", &flags->session_memory_mb, 0, 1 << 30, "N",
+                           "MiB of memory for sessions (default 1024): of all of them\nwith the "
+                           "memory store, where more are refused; otherwise of\nthe most recently "
+                           "used states");
 
   set->AddHeading("Limits:");
   set->AddInteger<int64_t>("max_prompt_tokens", &flags->max_prompt_tokens, 1, kMaxInt32, "N",
@@ -188,6 +208,19 @@ absl::Status CheckModels(const std::vector<ModelFlag>& models) {
 }
 
 // What can be known to be wrong before a model was loaded, which can take minutes.
+absl::Status CheckSessions(const ServerFlags& flags) {
+  const std::string& store = flags.session_store;
+  if (store != "memory" && store != "none" &&
+      !(absl::StartsWith(store, "rocksdb:") && store.size() > strlen("rocksdb:"))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--session_store=", store, ": expected memory, rocksdb:DIR or none"));
+  }
+  if (flags.session_ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--session_ttl must be positive");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckTogether(const ServerFlags& flags) {
   MMFREE_RETURN_IF_ERROR(CheckModels(flags.models));
   MMFREE_RETURN_IF_ERROR(CheckOneOf("backend", flags.backend, {"auto", "cpu", "cuda"}));
@@ -214,6 +247,7 @@ absl::Status CheckTogether(const ServerFlags& flags) {
   if (flags.step_time_target <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--step_time_target must be positive");
   }
+  MMFREE_RETURN_IF_ERROR(CheckSessions(flags));
   if (flags.drain_timeout < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--drain_timeout must not be negative");
   }

@@ -44,6 +44,13 @@ struct ServerFlags {
   absl::Duration stalled_reader_timeout = absl::Seconds(60);
   absl::Duration step_time_target = absl::Milliseconds(50);
 
+  std::string session_store = "memory";
+  std::string session_key_file;
+  absl::Duration session_ttl = absl::InfiniteDuration();
+  int32_t session_kept_turns = 4;
+  int64_t session_kept_mb = 8;
+  int64_t session_memory_mb = 1024;
+
   int64_t max_prompt_tokens = 1'000'000;
   int64_t max_new_tokens = 65'536;
   int64_t default_max_new_tokens = 256;

@@ -16,6 +16,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "mmfree/v1/inference.grpc.pb.h"
 #include "mmfree/v1/model.grpc.pb.h"
+#include "mmfree/v1/session.grpc.pb.h"
 #include "server/base/status_macros.h"
 
 namespace mmfree {
@@ -103,6 +104,7 @@ class ClientImpl final : public Client {
       : timeout_(timeout),
         inference_(v1::InferenceService::NewStub(channel)),
         models_(v1::ModelService::NewStub(channel)),
+        sessions_(v1::SessionService::NewStub(channel)),
         health_(grpc::health::v1::Health::NewStub(channel)) {}
 
   absl::Status Generate(const v1::GenerateRequest& request,
@@ -151,6 +153,38 @@ class ClientImpl final : public Client {
     return Call(models_.get(), &v1::ModelService::Stub::GetLoad, request);
   }
 
+  absl::StatusOr<v1::CreateSessionResponse> CreateSession(
+      const v1::CreateSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::CreateSession, request);
+  }
+  absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::GetSession, request);
+  }
+  absl::StatusOr<v1::ForkSessionResponse> ForkSession(
+      const v1::ForkSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::ForkSession, request);
+  }
+  absl::StatusOr<v1::RewindSessionResponse> RewindSession(
+      const v1::RewindSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::RewindSession, request);
+  }
+  absl::StatusOr<v1::ExportSessionResponse> ExportSession(
+      const v1::ExportSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::ExportSession, request);
+  }
+  absl::StatusOr<v1::ImportSessionResponse> ImportSession(
+      const v1::ImportSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::ImportSession, request);
+  }
+  absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(
+      const v1::DeleteSessionRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::DeleteSession, request);
+  }
+  absl::StatusOr<v1::ListSessionsResponse> ListSessions(
+      const v1::ListSessionsRequest& request) override {
+    return Call(sessions_.get(), &v1::SessionService::Stub::ListSessions, request);
+  }
+
   absl::StatusOr<std::string> CheckHealth(const std::string& service) override {
     grpc::health::v1::HealthCheckRequest request;
     request.set_service(service);
@@ -183,6 +217,7 @@ class ClientImpl final : public Client {
   const absl::Duration timeout_;
   const std::unique_ptr<v1::InferenceService::Stub> inference_;
   const std::unique_ptr<v1::ModelService::Stub> models_;
+  const std::unique_ptr<v1::SessionService::Stub> sessions_;
   const std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };
 

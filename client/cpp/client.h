@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "mmfree/v1/inference.pb.h"
 #include "mmfree/v1/model.pb.h"
+#include "mmfree/v1/session.pb.h"
 
 namespace mmfree {
 
@@ -68,6 +69,23 @@ class Client {
   virtual absl::StatusOr<v1::ListModelsResponse> ListModels() = 0;
   virtual absl::StatusOr<v1::GetModelResponse> GetModel(const std::string& model) = 0;
   virtual absl::StatusOr<v1::GetLoadResponse> GetLoad(const std::string& model) = 0;
+
+  virtual absl::StatusOr<v1::CreateSessionResponse> CreateSession(
+      const v1::CreateSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::GetSessionResponse> GetSession(
+      const v1::GetSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::ListSessionsResponse> ListSessions(
+      const v1::ListSessionsRequest& request) = 0;
+  virtual absl::StatusOr<v1::ForkSessionResponse> ForkSession(
+      const v1::ForkSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::RewindSessionResponse> RewindSession(
+      const v1::RewindSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::ExportSessionResponse> ExportSession(
+      const v1::ExportSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::ImportSessionResponse> ImportSession(
+      const v1::ImportSessionRequest& request) = 0;
+  virtual absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(
+      const v1::DeleteSessionRequest& request) = 0;
 
   // grpc.health.v1.Health/Check: "SERVING" or "NOT_SERVING"; NOT_FOUND for a name that the server
   // does not know. An empty name means the whole server.

@@ -41,6 +41,8 @@ std::unique_ptr<Command> MakeDetokenizeCommand();
 std::unique_ptr<Command> MakeModelsCommand();
 std::unique_ptr<Command> MakeLoadCommand();
 std::unique_ptr<Command> MakeHealthCommand();
+std::unique_ptr<Command> MakeSessionsCommand();
+std::unique_ptr<Command> MakeChatCommand();
 
 // INVALID_ARGUMENT unless there are none.
 absl::Status ExpectNoArguments(const std::vector<std::string>& arguments);

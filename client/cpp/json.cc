@@ -90,6 +90,24 @@ Json Finished(const v1::GenerationFinished& finished) {
   return json;
 }
 
+// Seconds since the Unix epoch, as a whole number: a binary32 would lose them.
+Json SessionJson(const v1::Session& session) {
+  Json json = {{"id", session.id()},
+               {"owner", session.owner()},
+               {"model", session.model()},
+               {"model_digest", session.model_digest()},
+               {"token_count", session.token_count()},
+               {"turn", session.turn()},
+               {"oldest_turn", session.oldest_turn()},
+               {"busy", session.busy()},
+               {"tier", WithoutPrefix(v1::SessionTier_Name(session.tier()), "SESSION_TIER_")},
+               {"bytes", session.bytes()},
+               {"create_time", session.create_time().seconds()},
+               {"last_use_time", session.last_use_time().seconds()}};
+  if (session.has_expire_time()) json["expire_time"] = session.expire_time().seconds();
+  return json;
+}
+
 Json ModelJson(const v1::Model& model) {
   return {{"name", model.name()},
           {"digest", model.digest()},
@@ -176,6 +194,17 @@ std::string ToJson(const v1::GetLoadResponse& load) {
   if (load.has_preempted()) json["preempted"] = load.preempted();
   if (load.has_tokens_in_flight()) json["tokens_in_flight"] = load.tokens_in_flight();
   if (load.has_step_time()) json["step_time"] = Seconds(load.step_time());
+  return json.dump();
+}
+
+std::string ToJson(const v1::Session& session) { return SessionJson(session).dump(); }
+
+std::string ToJson(const v1::ListSessionsResponse& response) {
+  Json json = {{"sessions", Json::array()}};
+  for (const v1::Session& session : response.sessions()) {
+    json["sessions"].push_back(SessionJson(session));
+  }
+  json["next_page_token"] = response.next_page_token();
   return json.dump();
 }
 

@@ -8,6 +8,7 @@
 
 #include "mmfree/v1/inference.pb.h"
 #include "mmfree/v1/model.pb.h"
+#include "mmfree/v1/session.pb.h"
 
 namespace mmfree {
 
@@ -24,6 +25,9 @@ std::string ToJson(const v1::Model& model);
 // {"models":[..]}.
 std::string ToJson(const v1::ListModelsResponse& response);
 std::string ToJson(const v1::GetLoadResponse& load);
+std::string ToJson(const v1::Session& session);
+// {"sessions":[..],"next_page_token":".."}.
+std::string ToJson(const v1::ListSessionsResponse& response);
 // {"status":".."}.
 std::string HealthJson(const std::string& status);
 

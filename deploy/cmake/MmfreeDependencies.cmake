@@ -8,6 +8,11 @@ find_package(nlohmann_json REQUIRED)
 find_package(prometheus-cpp REQUIRED)
 pkg_check_modules(GRPCPP REQUIRED IMPORTED_TARGET grpc++)
 find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
+# Optional session stores.
+pkg_check_modules(ROCKSDB IMPORTED_TARGET rocksdb)
+if(NOT ROCKSDB_FOUND)
+  message(STATUS "Session store rocksdb: off (librocksdb-dev is not installed)")
+endif()
 if(MMFREE_TESTS)
   find_package(GTest REQUIRED)
   # Only to compare our tokenizer with (server/decisions/0006-own-bpe-encoder.md).

@@ -1,14 +1,11 @@
 #include "server/rpc/conversion.h"
 
-#include <sys/random.h>
-
-#include <cerrno>
 #include <memory>
 #include <utility>
 
-#include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/base/random.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/status.h"
 
@@ -17,16 +14,6 @@ namespace {
 
 constexpr float kDefaultTemperature = 1.0f;
 constexpr absl::Duration kUnavailableRetryDelay = absl::Seconds(1);
-
-uint64_t SystemRandomBits() {
-  uint64_t bits = 0;
-  // Cannot fail once the kernel's pool is ready, and waits for that; a signal may interrupt it
-  // then.
-  while (getrandom(&bits, sizeof(bits), 0) != static_cast<ssize_t>(sizeof(bits))) {
-    ABSL_RAW_CHECK(errno == EINTR, "getrandom failed");
-  }
-  return bits;
-}
 
 RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
                                          const v1::ResponseOptions& response) {
@@ -66,21 +53,32 @@ Priority ToPriority(v1::Priority priority) {
   }
 }
 
-}  // namespace
-
-absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
-                                                 absl::string_view field, int64_t max_tokens) {
-  absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(text, {});
+absl::StatusOr<std::vector<int32_t>> Encode(const Tokenizer& tokenizer, absl::string_view text,
+                                            bool continuation, absl::string_view field,
+                                            int64_t max_tokens) {
+  absl::StatusOr<std::vector<int32_t>> ids =
+      tokenizer.Encode(text, {.bos = !continuation, .continuation = continuation});
   if (!ids.ok()) {
     if (absl::IsInvalidArgument(ids.status())) return InvalidField(field, ids.status().message());
     return ids.status();
   }
-  // A tokenizer that adds no BOS gives nothing for an empty text, and there is no "next token"
-  // after nothing.
-  if (ids->empty()) return InvalidField(field, "gives no tokens with this model's tokenizer");
   if (static_cast<int64_t>(ids->size()) > max_tokens) {
     return InvalidField(field, absl::StrCat("is ", ids->size(), " tokens, more than the limit of ",
                                             max_tokens, " (--max_prompt_tokens)"));
+  }
+  return ids;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
+                                                 absl::string_view field, int64_t max_tokens) {
+  absl::StatusOr<std::vector<int32_t>> ids =
+      Encode(tokenizer, text, /*continuation=*/false, field, max_tokens);
+  // A tokenizer that adds no BOS gives nothing for an empty text, and there is no "next token"
+  // after nothing.
+  if (ids.ok() && ids->empty()) {
+    return InvalidField(field, "gives no tokens with this model's tokenizer");
   }
   return ids;
 }
@@ -98,14 +96,27 @@ OutputText::Options ToTextOptions(const v1::StoppingOptions& stopping) {
 
 absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
                                                       const Engine& engine,
-                                                      const RequestLimits& limits) {
+                                                      const RequestLimits& limits,
+                                                      const SessionState& context) {
   GenerationRequest out;
   out.request_id = RequestIdOr(request.request_id());
+  out.prompt = context.pending;
   if (request.has_token_ids()) {
-    out.prompt.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
-  } else {
+    out.prompt.insert(out.prompt.end(), request.token_ids().ids().begin(),
+                      request.token_ids().ids().end());
+  } else if (context.context_tokens() == 0) {
     MMFREE_ASSIGN_OR_RETURN(out.prompt, EncodeInput(engine.tokenizer(), request.text(), "text",
                                                     limits.max_prompt_tokens));
+  } else if (request.has_text()) {
+    MMFREE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                            Encode(engine.tokenizer(), request.text(), /*continuation=*/true,
+                                   "text", limits.max_prompt_tokens));
+    out.prompt.insert(out.prompt.end(), ids.begin(), ids.end());
+  }
+  if (out.prompt.empty()) {
+    return InvalidField("input",
+                        "the context ended with a stop or end-of-sequence token, so there is no "
+                        "token left to go on from: give text or token_ids");
   }
   const v1::SamplingOptions& sampling = request.sampling();
   out.sampling.temperature =
@@ -113,8 +124,10 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   out.sampling.seed = sampling.has_seed() ? sampling.seed() : SystemRandomBits() >> 11;
   RequestSampler::Options sampler = ToSamplerOptions(sampling, request.response());
   if (!sampler.plain()) {
+    std::vector<int32_t> before = context.last_tokens;
+    before.insert(before.end(), out.prompt.begin(), out.prompt.end());
     out.sampler = std::make_shared<RequestSampler>(std::move(sampler),
-                                                   engine.model().config().vocab_size, out.prompt);
+                                                   engine.model().config().vocab_size, before);
   }
   out.priority = ToPriority(request.priority());
   const v1::StoppingOptions& stopping = request.stopping();

@@ -17,6 +17,7 @@
 #include "server/rpc/limits.h"
 #include "server/rpc/output_text.h"
 #include "server/scheduler/request.h"
+#include "server/sessions/session.h"
 
 namespace mmfree {
 
@@ -24,19 +25,21 @@ namespace mmfree {
 // than a fraction of a millisecond.
 inline constexpr size_t kInlineTextBytes = 4096;
 
-// Token ids of a text or a list of ids. `field` names the text in errors. INVALID_ARGUMENT when
-// there are more than `max_tokens`.
+// Token ids of a text that starts a context. `field` names the text in errors. INVALID_ARGUMENT
+// when there are none or more than `max_tokens`.
 absl::StatusOr<std::vector<int32_t>> EncodeInput(const Tokenizer& tokenizer, absl::string_view text,
                                                  absl::string_view field, int64_t max_tokens);
 
 // Compiles the stop strings.
 OutputText::Options ToTextOptions(const v1::StoppingOptions& stopping);
 
-// Tokenizes the input and fills in the defaults; the deadline and the stop condition are left to
-// the caller. `request` has passed ValidateGenerate.
+// Tokenizes the input, behind the context's pending tokens, and fills in the defaults; the deadline
+// and the stop condition are left to the caller. `request` has passed ValidateGenerate.
+// INVALID_ARGUMENT: as EncodeInput, and when there is nothing to feed.
 absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest& request,
                                                       const Engine& engine,
-                                                      const RequestLimits& limits);
+                                                      const RequestLimits& limits,
+                                                      const SessionState& context = {});
 
 // Tokenizes one input. `index` is its place in the request, which has passed ValidateScore.
 absl::StatusOr<ScoreRequest> ToScoreRequest(const v1::ScoreRequest& request, int index,

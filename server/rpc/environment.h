@@ -8,6 +8,7 @@
 #include "server/rpc/limits.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/worker_pool.h"
+#include "server/sessions/session_table.h"
 
 namespace mmfree {
 
@@ -17,6 +18,8 @@ struct RpcEnvironment {
   Metrics* metrics = nullptr;
   WorkerPool* workers = nullptr;
   CallGate* gate = nullptr;
+  SessionTable* sessions = nullptr;       // null: the server keeps no sessions
+  WorkerPool* session_threads = nullptr;  // for what blocks on the session store
   const Clock* clock = Clock::Real();
   RequestLimits limits;
 };

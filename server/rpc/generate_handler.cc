@@ -10,6 +10,8 @@
 #include "server/rpc/call.h"
 #include "server/rpc/conversion.h"
 #include "server/rpc/generation_stream.h"
+#include "server/rpc/session_conversion.h"
+#include "server/rpc/turn.h"
 #include "server/rpc/validation.h"
 
 namespace mmfree {
@@ -26,13 +28,18 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
   void Start() {
     absl::Status status = call_.admission();
+    if (status.ok() && Turn::Needed(*request_)) {
+      if (call_.env().session_threads->Schedule([this] { BeginTurn(); })) return;
+      status = SessionThreadsBusy();
+    }
     absl::StatusOr<Engine*> engine = call_.env().models->Find(request_->model());
     if (status.ok()) status = engine.status();
     if (status.ok()) {
       status = ValidateGenerate(*request_, (*engine)->model().config(), call_.env().limits);
     }
     if (status.ok()) {
-      status = call_.Run(request_->text().size(), [this, engine = *engine] { Submit(engine); });
+      status =
+          call_.Run(request_->text().size(), [this, engine = *engine] { Submit(engine, nullptr); });
       // The RPC may be over, and this object gone, when the work was done here.
       if (status.ok()) return;
     }
@@ -55,15 +62,36 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void OnDone() override { delete this; }
 
  private:
-  void Submit(Engine* engine) {
-    absl::StatusOr<GenerationRequest> request =
-        ToGenerationRequest(*request_, *engine, call_.env().limits);
+  // On a session thread, which also tokenizes.
+  void BeginTurn() {
+    absl::StatusOr<std::unique_ptr<Turn>> turn =
+        Turn::Begin(call_.env(), call_.caller(), *request_);
+    absl::Status status = turn.status();
+    if (status.ok()) {
+      status = ValidateGenerate(*request_, (*turn)->engine()->model().config(), call_.env().limits);
+    }
+    if (status.ok()) {
+      Engine* const engine = (*turn)->engine();
+      Submit(engine, *std::move(turn));
+      return;
+    }
+    // The session is free before the caller can know.
+    if (turn.ok()) turn->reset();
+    Finish(WithStoreRetryDelay(status));
+  }
+
+  void Submit(Engine* engine, std::unique_ptr<Turn> turn) {
+    absl::StatusOr<GenerationRequest> request = ToGenerationRequest(
+        *request_, *engine, call_.env().limits, turn == nullptr ? SessionState() : turn->start());
     if (!request.ok()) {
+      turn.reset();
       Finish(request.status());
       return;
     }
     request->deadline = call_.deadline();
     request->caller = call_.caller();
+    const bool starts_text = (turn == nullptr || turn->start().token_count == 0) &&
+                             StartsText(engine->tokenizer(), request->prompt);
     const v1::ResponseOptions& response = request_->response();
     const GenerationStream::Options options = {.request_id = request->request_id,
                                                .seed = request->sampling.seed,
@@ -71,13 +99,20 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
                                                .logprobs = response.logprobs(),
                                                .prompt_logprobs = response.prompt_logprobs(),
                                                .echo = response.echo(),
+                                               .starts_text = starts_text,
                                                .text = ToTextOptions(request_->stopping())};
     if (options.text.stop_strings != nullptr) {
-      const Tokenizer& tokenizer = engine->tokenizer();
-      request->stop_condition = std::make_shared<TextStop>(
-          OutputText(&tokenizer, StartsText(tokenizer, request->prompt), options.text));
+      request->stop_condition =
+          std::make_shared<TextStop>(OutputText(&engine->tokenizer(), starts_text, options.text));
     }
-    EventWriter* const writer = this;
+    EventWriter* const self = this;
+    EventWriter* writer = self;
+    Turn* const attached = turn.get();
+    if (turn != nullptr) {
+      turn->Attach(&*request);
+      turn_writer_ = std::make_unique<TurnWriter>(call_.env(), std::move(turn), self);
+      writer = turn_writer_.get();
+    }
     const auto stream =
         std::make_shared<GenerationStream>(options, engine, request->prompt, writer);
     bool cancelled;
@@ -87,10 +122,15 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       if (!cancelled) stream_ = stream;
     }
     if (cancelled) {
-      Finish(call_.CancelStatus());
-    } else {
-      GenerationStream::Start(stream, *std::move(request));
+      writer->Finish(call_.CancelStatus());
+      return;
     }
+    if (attached != nullptr) {
+      attached->OnDelete([weak = std::weak_ptr<GenerationStream>(stream)] {
+        if (const auto running = weak.lock()) running->OnCancel(/*deadline_passed=*/false);
+      });
+    }
+    GenerationStream::Start(stream, *std::move(request));
   }
 
   std::shared_ptr<GenerationStream> stream() {
@@ -109,6 +149,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
 
   Call call_;
   const v1::GenerateRequest* const request_;
+  std::unique_ptr<TurnWriter> turn_writer_;  // null without a context
   absl::Mutex mu_;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   std::shared_ptr<GenerationStream> stream_ ABSL_GUARDED_BY(mu_);

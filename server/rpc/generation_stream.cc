@@ -24,7 +24,7 @@ GenerationStream::GenerationStream(Options options, Engine* engine,
                   ? std::vector<int32_t>(prompt.begin(), prompt.end())
                   : std::vector<int32_t>()),
       prompt_decoder_(&engine->tokenizer(), /*starts_text=*/true),
-      text_(&engine->tokenizer(), StartsText(engine->tokenizer(), prompt), options_.text) {}
+      text_(&engine->tokenizer(), options_.starts_text, options_.text) {}
 
 void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
                              GenerationRequest request) {

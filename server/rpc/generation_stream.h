@@ -51,6 +51,7 @@ class GenerationStream final : public GenerationSink {
     // What is sent of the prompt before the first token.
     bool prompt_logprobs = false;  // as the request
     bool echo = false;
+    bool starts_text = true;  // the output is the start of all text
     OutputText::Options text;
   };
 

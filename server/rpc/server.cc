@@ -28,6 +28,8 @@ namespace {
 
 // Texts waiting for a worker; each is at most a message.
 constexpr size_t kMaxWaitingTexts = 64;
+// Calls waiting for a session thread: more than can be running, for each running turn ends on one.
+constexpr size_t kMaxWaitingSessionCalls = 1 << 16;
 // What a finished call may still take to reach its client when the drain's time is up.
 constexpr absl::Duration kLastWrites = absl::Milliseconds(500);
 // Health watchers never end on their own.
@@ -36,11 +38,15 @@ constexpr std::chrono::milliseconds kWatcherGrace(100);
 class GrpcServer final : public Server {
  public:
   GrpcServer(const Options& options, const ModelRegistry* models, Metrics* metrics)
-      : models_(models), workers_(options.worker_threads, kMaxWaitingTexts) {
+      : models_(models),
+        workers_(options.worker_threads, kMaxWaitingTexts),
+        session_threads_(options.session_threads, kMaxWaitingSessionCalls) {
     env_.models = models;
     env_.metrics = metrics;
     env_.workers = &workers_;
     env_.gate = &gate_;
+    env_.sessions = options.sessions;
+    env_.session_threads = &session_threads_;
     env_.clock = options.clock;
     env_.limits = options.limits;
   }
@@ -116,6 +122,7 @@ class GrpcServer final : public Server {
   const ModelRegistry* const models_;
   CallGate gate_;
   WorkerPool workers_;
+  WorkerPool session_threads_;
   RpcEnvironment env_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   int port_ = 0;

@@ -13,6 +13,7 @@
 #include "server/rpc/limits.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/tls.h"
+#include "server/sessions/session_table.h"
 
 namespace mmfree {
 
@@ -28,6 +29,9 @@ class Server {
     absl::Duration keepalive_timeout = absl::Seconds(20);  // and give it up after this long
     TlsOptions tls;
     RequestLimits limits;
+    // Outlives the server; null: it keeps no sessions.
+    SessionTable* sessions = nullptr;
+    int session_threads = 8;  // calls that wait for the session store at once
     const Clock* clock = Clock::Real();
   };
 

@@ -13,7 +13,6 @@ namespace mmfree {
 // `env` outlives the services.
 std::unique_ptr<grpc::Service> MakeInferenceService(const RpcEnvironment* env);
 std::unique_ptr<grpc::Service> MakeModelService(const RpcEnvironment* env);
-// Every RPC answers UNIMPLEMENTED.
 std::unique_ptr<grpc::Service> MakeSessionService(const RpcEnvironment* env);
 
 }  // namespace mmfree

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "server/rpc/call.h"
+#include "server/rpc/session_conversion.h"
 
 namespace mmfree {
 namespace {
@@ -32,7 +33,39 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
   const std::function<absl::Status()> work_;
 };
 
+class SessionThreadReactor final : public grpc::ServerUnaryReactor {
+ public:
+  SessionThreadReactor(const RpcEnvironment* env, absl::string_view method,
+                       const grpc::CallbackServerContext& context,
+                       std::function<absl::Status(const std::string&)> work)
+      : call_(env, method, context), work_(std::move(work)) {}
+
+  void Start() {
+    absl::Status status = call_.admission();
+    if (status.ok() && !call_.env().session_threads->Schedule([this] {
+          Finish(call_.Finish(WithStoreRetryDelay(work_(call_.caller()))));
+        })) {
+      status = SessionThreadsBusy();
+    }
+    if (!status.ok()) Finish(call_.Finish(status));
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  Call call_;
+  const std::function<absl::Status(const std::string&)> work_;
+};
+
 }  // namespace
+
+grpc::ServerUnaryReactor* RunOnSessionThread(
+    const RpcEnvironment* env, absl::string_view method, grpc::CallbackServerContext* context,
+    std::function<absl::Status(const std::string& caller)> work) {
+  auto* const reactor = new SessionThreadReactor(env, method, *context, std::move(work));
+  reactor->Start();
+  return reactor;
+}
 
 grpc::ServerUnaryReactor* RunUnary(const RpcEnvironment* env, absl::string_view method,
                                    grpc::CallbackServerContext* context, DuringDrain during_drain,

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -22,6 +23,12 @@ enum class DuringDrain { kRefuse, kAnswer };
 grpc::ServerUnaryReactor* RunUnary(const RpcEnvironment* env, absl::string_view method,
                                    grpc::CallbackServerContext* context, DuringDrain during_drain,
                                    size_t input_bytes, std::function<absl::Status()> work);
+
+// Runs `work`, which may block on the session store, on a session thread; it is given the caller's
+// identity. RESOURCE_EXHAUSTED + RetryInfo when too many calls wait for one.
+grpc::ServerUnaryReactor* RunOnSessionThread(
+    const RpcEnvironment* env, absl::string_view method, grpc::CallbackServerContext* context,
+    std::function<absl::Status(const std::string& caller)> work);
 
 }  // namespace mmfree
 

@@ -68,15 +68,32 @@ void CheckInput(const v1::GenerateRequest& request, const ModelConfig& config,
     case v1::GenerateRequest::kSessionId:
       violations->Check(IsResourceName(request.session_id()), "session_id",
                         "must be 1 to 128 characters of letters, digits, '.', '_', '-'");
-      violations->AddUnimplemented("session_id");
       break;
     case v1::GenerateRequest::kState:
-      violations->AddUnimplemented("state");
-      break;
     case v1::GenerateRequest::CONTEXT_NOT_SET:
       break;
   }
-  if (request.has_expected_turn()) violations->AddUnimplemented("expected_turn");
+  violations->Check(!request.has_expected_turn() || request.has_session_id(), "expected_turn",
+                    "needs session_id");
+}
+
+// What does not go together with a context, or with a state to return.
+void CheckTurn(const v1::GenerateRequest& request, Violations* violations) {
+  const uint32_t candidates = request.has_candidates() ? request.candidates() : 1;
+  violations->Check(!request.has_session_id() || candidates == 1, "candidates",
+                    "must be 1 with session_id");
+  const bool has_turn = request.context_case() != v1::GenerateRequest::CONTEXT_NOT_SET ||
+                        request.response().return_state();
+  if (!has_turn) return;
+  if (candidates != 1) violations->AddUnimplemented("candidates");
+  if (request.stopping().stop_strings_size() > 0) {
+    violations->AddUnimplemented("stopping.stop_strings");
+  }
+  if (request.context_case() == v1::GenerateRequest::CONTEXT_NOT_SET) return;
+  if (request.response().echo()) violations->AddUnimplemented("response.echo");
+  if (request.response().prompt_logprobs()) {
+    violations->AddUnimplemented("response.prompt_logprobs");
+  }
 }
 
 void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& config,
@@ -195,11 +212,12 @@ void CheckResponse(const v1::ResponseOptions& response, Violations* violations) 
     default:
       violations->Add("response.logprob_mode", "must be a value of LogprobMode");
   }
-  if (response.return_state()) violations->AddUnimplemented("response.return_state");
-  violations->Check(v1::StateDtype_IsValid(response.state_dtype()), "response.state_dtype",
-                    "must be a value of StateDtype");
-  if (response.state_dtype() != v1::STATE_DTYPE_UNSPECIFIED) {
-    violations->AddUnimplemented("response.state_dtype");
+  if (!v1::StateDtype_IsValid(response.state_dtype())) {
+    violations->Add("response.state_dtype", "must be a value of StateDtype");
+  } else {
+    violations->Check(
+        response.return_state() || response.state_dtype() == v1::STATE_DTYPE_UNSPECIFIED,
+        "response.state_dtype", "needs return_state");
   }
 }
 
@@ -225,6 +243,13 @@ void CheckCandidates(const v1::GenerateRequest& request, Violations* violations)
   }
 }
 
+void CheckCacheSalt(absl::string_view salt, Violations* violations) {
+  violations->Check(
+      salt.size() <= kMaxCacheSaltBytes, "cache_salt",
+      absl::StrCat("must be at most ", kMaxCacheSaltBytes, " bytes, is ", salt.size()));
+  if (!salt.empty()) violations->AddUnimplemented("cache_salt");
+}
+
 }  // namespace
 
 absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelConfig& config,
@@ -232,6 +257,7 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
   Violations violations;
   CheckRequestId(request.request_id(), &violations);
   CheckInput(request, config, limits, &violations);
+  CheckTurn(request, &violations);
   CheckSampling(request.sampling(), config, &violations);
   if (request.has_constraint()) {
     violations.Check(request.constraint().kind_case() != v1::Constraint::KIND_NOT_SET,
@@ -243,14 +269,22 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
   CheckResponse(request.response(), &violations);
   CheckCandidates(request, &violations);
   CheckPriority(request.priority(), &violations);
-  violations.Check(request.cache_salt().size() <= kMaxCacheSaltBytes, "cache_salt",
-                   absl::StrCat("must be at most ", kMaxCacheSaltBytes, " bytes, is ",
-                                request.cache_salt().size()));
-  if (!request.cache_salt().empty()) violations.AddUnimplemented("cache_salt");
+  CheckCacheSalt(request.cache_salt(), &violations);
   violations.Check(request.speculative_tokens() <= kMaxSpeculativeTokens, "speculative_tokens",
                    absl::StrCat("must be at most ", kMaxSpeculativeTokens, ", is ",
                                 request.speculative_tokens()));
   if (request.speculative_tokens() > 0) violations.AddUnimplemented("speculative_tokens");
+  return violations.ToStatus();
+}
+
+absl::Status ValidateCreateSession(const v1::CreateSessionRequest& request,
+                                   const ModelConfig& config, const RequestLimits& limits) {
+  Violations violations;
+  if (request.has_token_ids()) {
+    CheckInputIds("token_ids", request.token_ids(), /*may_be_empty=*/false, config, limits,
+                  &violations);
+  }
+  CheckCacheSalt(request.cache_salt(), &violations);
   return violations.ToStatus();
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "mmfree/v1/inference.pb.h"
+#include "mmfree/v1/session.pb.h"
 #include "server/model/config.h"
 #include "server/rpc/limits.h"
 
@@ -18,6 +19,8 @@ namespace mmfree {
 
 absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelConfig& config,
                               const RequestLimits& limits);
+absl::Status ValidateCreateSession(const v1::CreateSessionRequest& request,
+                                   const ModelConfig& config, const RequestLimits& limits);
 absl::Status ValidateScore(const v1::ScoreRequest& request, const ModelConfig& config,
                            const RequestLimits& limits);
 absl::Status ValidateTokenize(const v1::TokenizeRequest& request);

@@ -38,6 +38,16 @@ class StopCondition {
   virtual std::unique_ptr<StopCondition> Clone() const = 0;
 };
 
+// Where a generation leaves its context, for a caller that goes on from it later. The context is
+// what came before, the prompt, and the emitted tokens.
+struct FinalState {
+  std::vector<float> state;      // [state_floats], after `fed` tokens
+  int64_t fed = 0;               // tokens of the prompt and then of the output that `state` has
+  std::vector<int32_t> pending;  // tokens of the context after those: at most one
+  std::vector<int32_t> emitted;  // the last kMaxFinalTokens emitted tokens, oldest first
+};
+inline constexpr size_t kMaxFinalTokens = 1024;
+
 // Already validated by the caller (rpc/validation): the scheduler only checks what would harm
 // others (token ids in range, at most kMaxBannedTokens ids that end it).
 struct GenerationRequest {
@@ -56,6 +66,9 @@ struct GenerationRequest {
   // the state before any token.
   uint64_t first_position = 0;
   std::shared_ptr<const std::vector<float>> initial_state;
+  // Filled in before the sink is told of a clean end, and not touched afterwards. Null: not wanted.
+  // With max_new_tokens = 0 the prompt's last token is left pending.
+  std::shared_ptr<FinalState> final_state;
   Priority priority = Priority::kNormal;
   std::string caller;  // whose share of the service it counts against; any text
   absl::Time deadline = absl::InfiniteFuture();

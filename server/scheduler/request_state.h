@@ -32,6 +32,7 @@ struct RequestState : SchedulerEntry {
   uint64_t first_position = 0;  // of tokens[0] in the context
   // The state before tokens[0]; null: before any token. Let go once it is in the slot.
   std::shared_ptr<const std::vector<float>> initial_state;
+  std::shared_ptr<FinalState> final_state;  // filled by the step thread; null: not wanted
 
   // The step thread's.
   std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
@@ -39,6 +40,7 @@ struct RequestState : SchedulerEntry {
   std::shared_ptr<RequestSampler> sampler;        // may be null
   std::shared_ptr<StopCondition> stop_condition;  // may be null
   int32_t last_token = -1;                        // sampled, to be fed next
+  absl::Status read_status;                       // of reading the slot into final_state
   int64_t emitted = 0;
   int64_t tokens_left = 0;          // that it may still take: of the prompt, and new ones
   std::vector<float> saved_state;   // while preempted or parked, [state_floats]

@@ -112,6 +112,8 @@ class StepLoop {
   absl::Status TryStep(absl::Time start);
   absl::Status MoveStates(absl::Time start);
   absl::Status InitializeSlot(RequestState* request);
+  void CaptureState(RequestState* request);
+  void ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending);
   absl::Status CheckOutput() const;
   void HandleOutput(absl::Time now);
   void HandleScores(RequestState* request, absl::Span<const TokenScore> scores, int64_t first);

@@ -32,6 +32,22 @@ void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int3
                                 absl::Time now) {
   // The slot holds the state until End: after the prompt and the emitted tokens; with kLength
   // without the last emitted one, which was not fed.
+  if (request->final_state != nullptr) {
+    FinalState& final_state = *request->final_state;
+    if (request->max_new_tokens > 0) {
+      const bool pending = reason == FinishReason::kLength || reason == FinishReason::kStopString;
+      ReadFinalState(request, request->prompt_tokens + request->emitted - (pending ? 1 : 0),
+                     pending ? std::vector<int32_t>{request->last_token} : std::vector<int32_t>());
+    }
+    if (!request->read_status.ok()) {
+      Fail(request, absl::InternalError("the state could not be read from the device"), now);
+      return;
+    }
+    if (final_state.emitted.size() > kMaxFinalTokens) {
+      final_state.emitted.erase(final_state.emitted.begin(),
+                                final_state.emitted.end() - kMaxFinalTokens);
+    }
+  }
   GenerationResult& result = request->generation;
   result.reason = reason;
   result.matched_stop_token = matched;

@@ -8,12 +8,24 @@
 #include "server/scheduler/step_loop.h"
 
 namespace mmfree {
+namespace {
+
+// Appends, and now and then drops what is too old, so that a token costs a constant time.
+void Remember(int32_t token, std::vector<int32_t>* tokens) {
+  if (tokens->size() >= 2 * kMaxFinalTokens) {
+    tokens->erase(tokens->begin(), tokens->end() - kMaxFinalTokens);
+  }
+  tokens->push_back(token);
+}
+
+}  // namespace
 
 void StepLoop::Step(absl::Time start) {
   const absl::Status status = TryStep(start);
   const absl::Time end = options_.clock->Now();
   if (status.ok()) {
     policy_.CompleteStep(plan_);
+    for (const Policy::Row& row : plan_.rows) CaptureState(StateOf(row.entry));
     HandleOutput(end);
     const int64_t rows = static_cast<int64_t>(plan_.rows.size());
     const auto kind = plan_.decode_rows == rows ? ModelMetrics::StepKind::kDecode
@@ -54,10 +66,31 @@ absl::Status StepLoop::MoveStates(absl::Time start) {
 
 // Gives a newly admitted request's slot the state after request->fed tokens of its prompt.
 absl::Status StepLoop::InitializeSlot(RequestState* request) {
-  if (request->initial_state == nullptr) return backend_->ZeroSlot(request->slot);
-  const absl::Status status = backend_->WriteSlot(request->slot, *request->initial_state);
-  request->initial_state.reset();
-  return status;
+  if (request->initial_state == nullptr) {
+    MMFREE_RETURN_IF_ERROR(backend_->ZeroSlot(request->slot));
+  } else {
+    MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(request->slot, *request->initial_state));
+    request->initial_state.reset();
+  }
+  CaptureState(request);
+  return absl::OkStatus();
+}
+
+// Reads the state of a slot that has reached its request's chunk boundary.
+void StepLoop::CaptureState(RequestState* request) {
+  if (request->fed != request->chunk_boundary || request->final_state == nullptr ||
+      request->max_new_tokens > 0) {
+    return;
+  }
+  ReadFinalState(request, request->fed, {request->tokens.back()});
+}
+
+void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {
+  FinalState& out = *request->final_state;
+  out.state.resize(static_cast<size_t>(backend_->info().state_floats));
+  request->read_status = backend_->ReadSlot(request->slot, absl::MakeSpan(out.state));
+  out.fed = fed;
+  out.pending = std::move(pending);
 }
 
 // Feeds the planned rows.
@@ -183,6 +216,7 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
     return;
   }
   delivery_.AddToken(request, token);
+  if (request->final_state != nullptr) Remember(token.token, &request->final_state->emitted);
   ++emitted_;
   ++request->emitted;
   --request->tokens_left;

@@ -43,6 +43,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
                            request.stop_token_ids.end());
   state->first_position = request.first_position;
   state->initial_state = std::move(request.initial_state);
+  state->final_state = std::move(request.final_state);
   state->priority = request.priority;
   state->caller = std::move(request.caller);
   state->tokens = std::move(request.prompt);
@@ -55,6 +56,11 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->prompt_logprobs = request.prompt_logprobs;
   if (state->min_new_tokens > 0) state->sampling.banned = state->end_tokens;
   state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
+  // Without a next token to sample, the last one of the prompt is left to the next turn, which then
+  // has something to feed: the state is read before it.
+  if (state->final_state != nullptr && state->max_new_tokens == 0) {
+    state->chunk_boundary = state->prompt_tokens - 1;
+  }
 
   absl::Status valid = absl::OkStatus();
   if (state->tokens.empty()) valid = absl::InvalidArgumentError("the prompt has no token");

@@ -188,7 +188,7 @@ TEST_F(ClientTest, RpcErrorsExitWithOneAndShowCodeAndFields) {
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("tales")));
   result = Run({"generate", "--prompt=x", "--session=s"});
-  EXPECT_THAT(result.err, AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("session_id")));
+  EXPECT_THAT(result.err, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("session")));
   result = Run({"--timeout=200ms", "generate", "--prompt=x", "--max_tokens=60000", "--ignore_eos"});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_THAT(result.err, HasSubstr("DEADLINE_EXCEEDED"));

@@ -209,7 +209,7 @@ TEST_F(GenerateTest, BadInputGetsItsCodeAndField) {
   }
   request = valid;
   request.set_session_id("s");
-  expect("session", request, grpc::StatusCode::UNIMPLEMENTED, "session_id");
+  expect("session", request, grpc::StatusCode::NOT_FOUND, "");
   // Still serving.
   EXPECT_TRUE(Generate(valid).status.ok());
 }

@@ -139,6 +139,9 @@ INSTANTIATE_TEST_SUITE_P(
         {"response.top_logprobs", [](R* r) { r->mutable_response()->set_top_logprobs(2); }},
         {"response.logprob_mode",
          [](R* r) { r->mutable_response()->set_logprob_mode(static_cast<v1::LogprobMode>(9)); }},
+        {"expected_turn", [](R* r) { r->set_expected_turn(0); }},
+        {"response.state_dtype",
+         [](R* r) { r->mutable_response()->set_state_dtype(v1::STATE_DTYPE_F16); }},
         {"response.state_dtype",
          [](R* r) { r->mutable_response()->set_state_dtype(static_cast<v1::StateDtype>(9)); }},
         {"candidates", [](R* r) { r->set_candidates(0); }},
@@ -160,27 +163,35 @@ TEST_P(GenerateUnimplemented, IsRefusedByNameAndNotIgnored) {
   EXPECT_THAT(Fields(status), ElementsAre(GetParam().field));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Fields, GenerateUnimplemented,
-    testing::ValuesIn(std::vector<Case>{
-        {"session_id", [](R* r) { r->set_session_id("s"); }},
-        {"state", [](R* r) { r->mutable_state(); }},
-        {"expected_turn", [](R* r) { r->set_expected_turn(0); }},
-        {"constraint", [](R* r) { r->mutable_constraint()->set_regex("a+"); }},
-        {"response.top_logprobs",
-         [](R* r) {
-           r->mutable_response()->set_prompt_logprobs(true);
-           r->mutable_response()->set_top_logprobs(2);
-         }},
-        {"response.return_state", [](R* r) { r->mutable_response()->set_return_state(true); }},
-        {"response.state_dtype",
-         [](R* r) { r->mutable_response()->set_state_dtype(v1::STATE_DTYPE_F16); }},
-        {"candidates", [](R* r) { r->set_candidates(2); }},
-        {"best_of", [](R* r) { r->set_best_of(2); }},
-        {"cache_salt", [](R* r) { r->set_cache_salt("salt"); }},
-        {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
-    }),
-    CaseName);
+INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
+                         testing::ValuesIn(std::vector<Case>{
+                             {"stopping.stop_strings",
+                              [](R* r) {
+                                r->set_session_id("s");
+                                r->mutable_stopping()->add_stop_strings("x");
+                              }},
+                             {"response.echo",
+                              [](R* r) {
+                                r->set_session_id("s");
+                                r->mutable_response()->set_echo(true);
+                              }},
+                             {"response.prompt_logprobs",
+                              [](R* r) {
+                                r->set_session_id("s");
+                                r->mutable_response()->set_prompt_logprobs(true);
+                              }},
+                             {"constraint", [](R* r) { r->mutable_constraint()->set_regex("a+"); }},
+                             {"response.top_logprobs",
+                              [](R* r) {
+                                r->mutable_response()->set_prompt_logprobs(true);
+                                r->mutable_response()->set_top_logprobs(2);
+                              }},
+                             {"candidates", [](R* r) { r->set_candidates(2); }},
+                             {"best_of", [](R* r) { r->set_best_of(2); }},
+                             {"cache_salt", [](R* r) { r->set_cache_salt("salt"); }},
+                             {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
+                         }),
+                         CaseName);
 
 TEST(ValidateGenerate, AcceptsEveryFieldAtItsDefault) {
   v1::GenerateRequest request = ValidRequest();

@@ -1,0 +1,47 @@
+// Instruments of the sessions and their store.
+#ifndef MMFREE_SERVER_METRICS_SESSION_METRICS_H_
+#define MMFREE_SERVER_METRICS_SESSION_METRICS_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace prometheus {
+class Registry;
+}
+
+namespace mmfree {
+
+// Thread-safe.
+class SessionMetrics {
+ public:
+  // Registers every family in `registry`, which must outlive the metrics.
+  static std::unique_ptr<SessionMetrics> Create(prometheus::Registry* registry);
+  virtual ~SessionMetrics() = default;
+
+  // Sessions with a running turn.
+  virtual void SetBusy(int64_t sessions) = 0;
+  // Sessions in the store, where it can tell.
+  virtual void SetStored(int64_t sessions) = 0;
+  virtual void CountExpired(int64_t sessions) = 0;
+  // A turn's end: "committed", "not_committed" (it failed, was cancelled or refused before),
+  // "conflict" (another change came first, a deletion among them), "store_unavailable".
+  virtual void CountTurn(absl::string_view outcome) = 0;
+
+  // The host cache: what it holds, and whether a state that was needed was in it.
+  virtual void SetHostCacheBytes(int64_t bytes) = 0;
+  virtual void CountHostCache(bool hit) = 0;
+
+  // Calls of the store: "read", "read_checkpoint", "commit", "delete", "list", "remove_expired".
+  virtual void ObserveStore(absl::string_view operation, absl::Duration time) = 0;
+  // `kind`: "unavailable" or "data_loss".
+  virtual void CountStoreError(absl::string_view operation, absl::string_view kind) = 0;
+  // Whether the last call reached the store.
+  virtual void SetStoreReachable(bool reachable) = 0;
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_METRICS_SESSION_METRICS_H_

@@ -1,0 +1,139 @@
+#include "server/rpc/turn.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/status_macros.h"
+#include "server/rpc/conversion.h"
+#include "server/rpc/session_conversion.h"
+#include "server/rpc/status.h"
+#include "server/sessions/checkpoint.h"
+
+namespace mmfree {
+
+ModelShape ShapeOf(const Engine& engine) {
+  return {.digest = engine.model().digest(),
+          .state_floats = engine.backend_info().state_floats,
+          .vocab_size = engine.model().config().vocab_size};
+}
+
+SessionState NextState(const SessionState& start, absl::Span<const int32_t> prompt,
+                       FinalState* final_state) {
+  SessionState next;
+  next.state = std::move(final_state->state);
+  next.token_count = start.token_count + final_state->fed;
+  next.pending = final_state->pending;
+  next.turn = start.turn;
+  // The last tokens of: those before, the prompt, the output, without what is pending.
+  std::vector<int32_t>& last = next.last_tokens;
+  const std::vector<int32_t>& emitted = final_state->emitted;
+  last.assign(emitted.begin(), emitted.end());
+  if (last.size() < kMaxLastTokens) {
+    const size_t from_prompt = std::min(prompt.size(), kMaxLastTokens - last.size() + 1);
+    last.insert(last.begin(), prompt.end() - static_cast<ptrdiff_t>(from_prompt), prompt.end());
+  }
+  last.resize(last.size() - next.pending.size());
+  if (last.size() < kMaxLastTokens) {
+    const size_t before = std::min(start.last_tokens.size(), kMaxLastTokens - last.size());
+    last.insert(last.begin(), start.last_tokens.end() - static_cast<ptrdiff_t>(before),
+                start.last_tokens.end());
+  }
+  if (last.size() > kMaxLastTokens) last.erase(last.begin(), last.end() - kMaxLastTokens);
+  return next;
+}
+
+bool Turn::Needed(const v1::GenerateRequest& request) {
+  return request.context_case() != v1::GenerateRequest::CONTEXT_NOT_SET ||
+         request.response().return_state();
+}
+
+absl::StatusOr<std::unique_ptr<Turn>> Turn::Begin(const RpcEnvironment& env,
+                                                  const std::string& caller,
+                                                  const v1::GenerateRequest& request) {
+  std::unique_ptr<Turn> turn(new Turn(env, request));
+  switch (request.context_case()) {
+    case v1::GenerateRequest::kSessionId:
+      MMFREE_RETURN_IF_ERROR(turn->BeginSession(caller));
+      break;
+    case v1::GenerateRequest::kState:
+      MMFREE_RETURN_IF_ERROR(turn->BeginState());
+      break;
+    case v1::GenerateRequest::CONTEXT_NOT_SET:
+      MMFREE_ASSIGN_OR_RETURN(turn->engine_, env.models->Find(request.model()));
+      break;
+  }
+  return turn;
+}
+
+absl::Status Turn::BeginSession(const std::string& caller) {
+  MMFREE_ASSIGN_OR_RETURN(SessionTable* const sessions, SessionsOf(env_));
+  MMFREE_ASSIGN_OR_RETURN(const SessionName name,
+                          ExistingName(caller, request_.session_id(), "session_id"));
+  std::optional<uint64_t> expected;
+  if (request_.has_expected_turn()) expected = request_.expected_turn();
+  MMFREE_ASSIGN_OR_RETURN(turn_, sessions->Begin(name, expected));
+  MMFREE_ASSIGN_OR_RETURN(engine_, EngineOfSession(env_, turn_->session(), request_.model()));
+  MMFREE_ASSIGN_OR_RETURN(start_, turn_->Load(ShapeOf(*engine_)));
+  return absl::OkStatus();
+}
+
+absl::Status Turn::BeginState() {
+  MMFREE_ASSIGN_OR_RETURN(const std::string digest, CheckpointModelDigest(request_.state()));
+  MMFREE_ASSIGN_OR_RETURN(engine_, EngineOfCheckpoint(env_, digest, request_.model()));
+  MMFREE_ASSIGN_OR_RETURN(start_,
+                          DecodeCheckpoint(request_.state(), ShapeOf(*engine_), KeyOf(env_)));
+  return absl::OkStatus();
+}
+
+void Turn::Attach(GenerationRequest* request) {
+  prompt_ = request->prompt;
+  final_state_ = std::make_shared<FinalState>();
+  request->final_state = final_state_;
+  request->first_position = static_cast<uint64_t>(start_.token_count);
+  if (!start_.state.empty()) {
+    request->initial_state = std::make_shared<const std::vector<float>>(std::move(start_.state));
+  }
+}
+
+void Turn::OnDelete(std::function<void()> callback) {
+  if (turn_ != nullptr) turn_->OnDelete(std::move(callback));
+}
+
+absl::Status Turn::Finish(v1::GenerationFinished* finished) {
+  SessionState next = NextState(start_, prompt_, final_state_.get());
+  ++next.turn;
+  if (request_.response().return_state()) {
+    *finished->mutable_state() = EncodeCheckpoint(next, engine_->model().digest(),
+                                                  request_.response().state_dtype(), KeyOf(env_));
+  }
+  if (turn_ == nullptr) return absl::OkStatus();
+  MMFREE_ASSIGN_OR_RETURN(const SessionInfo session, turn_->Commit(std::move(next)));
+  finished->set_session_turn(session.turn);
+  return absl::OkStatus();
+}
+
+void TurnWriter::WriteLast(const v1::GenerateResponse& event) {
+  last_ = event;
+  const bool scheduled = env_.session_threads->Schedule([this] {
+    const absl::Status status = turn_->Finish(last_.mutable_finished());
+    // Before the caller can know: its next turn must find the session free.
+    turn_.reset();
+    if (status.ok()) {
+      out_->WriteLast(last_);
+    } else {
+      out_->Finish(WithStoreRetryDelay(status));
+    }
+  });
+  if (!scheduled) Finish(SessionThreadsBusy());
+}
+
+void TurnWriter::Finish(const absl::Status& status) {
+  const bool deleted = turn_->deleted();
+  turn_.reset();
+  out_->Finish(deleted && absl::IsCancelled(status)
+                   ? absl::AbortedError("the session was deleted during the turn")
+                   : status);
+}
+
+}  // namespace mmfree

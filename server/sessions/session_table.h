@@ -1,0 +1,173 @@
+// The sessions of a server: turns as transactions, forks, rewinds, expiry, over a store.
+#ifndef MMFREE_SERVER_SESSIONS_SESSION_TABLE_H_
+#define MMFREE_SERVER_SESSIONS_SESSION_TABLE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/base/clock.h"
+#include "server/metrics/session_metrics.h"
+#include "server/sessions/host_cache.h"
+#include "server/sessions/session.h"
+#include "server/sessions/session_key.h"
+#include "server/sessions/session_record.h"
+#include "server/sessions/store.h"
+
+namespace mmfree {
+
+class SessionTurn;
+
+// Thread-safe. Calls block on the store: not from a gRPC thread, the step thread or a delivery
+// thread. Errors of the store come through as they are (store.h); NOT_FOUND also for what belongs
+// to another owner.
+class SessionTable {
+ public:
+  struct Options {
+    absl::Duration ttl = absl::InfiniteDuration();  // of sessions that do not say
+    int32_t kept_turns = 4;                         // before the present one, for fork and rewind
+    int64_t kept_bytes = 8 << 20;          // of one session's states, the present one always kept
+    int64_t host_cache_bytes = 256 << 20;  // of checkpoints in front of a store that is not memory
+    SessionKey key = {};                   // signs what is stored
+    absl::Duration sweep_interval = absl::Seconds(30);  // between looks for expired sessions
+    const Clock* clock = Clock::Real();
+  };
+
+  // `metrics` outlives the table.
+  SessionTable(Options options, std::unique_ptr<SessionStore> store, SessionMetrics* metrics);
+  ~SessionTable();
+  SessionTable(const SessionTable&) = delete;
+  SessionTable& operator=(const SessionTable&) = delete;
+
+  const SessionKey& key() const { return options_.key; }
+
+  // Makes a session with `state` as its present, turn state.turn. An empty id: a random one.
+  // `ttl` absent: Options::ttl. ALREADY_EXISTS, RESOURCE_EXHAUSTED.
+  absl::StatusOr<SessionInfo> Create(SessionName name, const std::string& model,
+                                     const std::string& model_digest, const SessionState& state,
+                                     std::optional<absl::Duration> ttl);
+
+  absl::StatusOr<SessionInfo> Get(const SessionName& name);
+
+  struct Page {
+    std::vector<SessionInfo> sessions;  // most recently used first
+    std::string next_page_token;        // empty: the last page
+  };
+  // Sessions of `owner`, of `model` when that is not empty. Reads the records of all the owner's
+  // sessions. INVALID_ARGUMENT: `page_token` is not one that this gave.
+  absl::StatusOr<Page> List(const std::string& owner, const std::string& model, int32_t page_size,
+                            const std::string& page_token);
+
+  // Makes `new_name` with the context of `source` at the end of `turn` (absent: the present).
+  absl::StatusOr<SessionInfo> Fork(const SessionName& source, std::optional<uint64_t> turn,
+                                   SessionName new_name, std::optional<absl::Duration> ttl);
+
+  // Makes the end of `turn` the present. ABORTED: a turn is running.
+  absl::StatusOr<SessionInfo> Rewind(const SessionName& name, uint64_t turn);
+
+  struct ReadResult {
+    SessionInfo session;
+    SessionState state;
+  };
+  // The state at the end of `turn` (absent: the present).
+  absl::StatusOr<ReadResult> Read(const SessionName& name, std::optional<uint64_t> turn,
+                                  const ModelShape& shape);
+
+  // A running turn is told (SessionTurn::OnDelete) and cannot commit.
+  absl::Status Delete(const SessionName& name);
+
+  // Takes the session for a turn. ABORTED: a turn is running here, or `expected_turn` is not the
+  // present one.
+  absl::StatusOr<std::unique_ptr<SessionTurn>> Begin(const SessionName& name,
+                                                     std::optional<uint64_t> expected_turn);
+
+  // Removes expired sessions; what the table's own thread does every sweep_interval.
+  void Sweep();
+
+  // Turns that run on this server.
+  int64_t busy() const;
+
+ private:
+  friend class SessionTurn;
+
+  // A session with a running turn or rewind.
+  struct Hold {
+    bool deleted = false;
+    std::function<void()> on_delete;
+  };
+
+  // A record as it is in the store, with what a change of it must expect.
+  struct Loaded {
+    uint64_t revision = 0;
+    SessionRecord record;
+  };
+
+  absl::StatusOr<std::shared_ptr<Hold>> Acquire(const SessionName& name);
+  void Release(const SessionName& name);
+  absl::StatusOr<Loaded> Load(const SessionName& name);
+  absl::StatusOr<SharedBytes> LoadCheckpoint(const SessionName& name, const KeptTurn& turn);
+  absl::Status Commit(const SessionRecord& record, std::optional<uint64_t> expected,
+                      uint64_t revision, SharedBytes checkpoint, std::vector<uint64_t> obsolete);
+  absl::StatusOr<SessionInfo> CreateWith(SessionRecord record, SharedBytes checkpoint);
+  SessionInfo InfoOf(const SessionRecord& record) const;
+  void RunSweeps();
+
+  const Options options_;
+  const std::unique_ptr<SessionStore> store_;
+  SessionMetrics* const metrics_;
+  HostCache cache_;
+
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_map<SessionName, std::shared_ptr<Hold>> holds_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread sweeper_;
+};
+
+// One running turn. Its destruction without a commit leaves the session as it was. Not thread-safe,
+// but may move between threads.
+class SessionTurn {
+ public:
+  ~SessionTurn();
+  SessionTurn(const SessionTurn&) = delete;
+  SessionTurn& operator=(const SessionTurn&) = delete;
+
+  // As the turn found it.
+  SessionInfo session() const { return table_->InfoOf(loaded_.record); }
+
+  // The state the turn starts from. DATA_LOSS: what is stored is damaged.
+  absl::StatusOr<SessionState> Load(const ModelShape& shape);
+
+  // Calls `callback`, once, when the session is deleted during the turn; at once when it was. From
+  // any thread, possibly after the turn is gone.
+  void OnDelete(std::function<void()> callback);
+  bool deleted() const;
+
+  // Makes `state` the session's present, with turn one more than before: durable when this returns
+  // OK. ABORTED: the session was deleted or changed meanwhile. Once.
+  absl::StatusOr<SessionInfo> Commit(SessionState state);
+
+ private:
+  friend class SessionTable;
+  SessionTurn(SessionTable* table, SessionTable::Loaded loaded,
+              std::shared_ptr<SessionTable::Hold> hold)
+      : table_(table), loaded_(std::move(loaded)), hold_(std::move(hold)) {}
+
+  SessionTable* const table_;
+  const SessionTable::Loaded loaded_;
+  const std::shared_ptr<SessionTable::Hold> hold_;  // its content is guarded by the table's mutex
+  const char* outcome_ = "not_committed";           // of the metrics
+};
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SESSIONS_SESSION_TABLE_H_

@@ -1,0 +1,446 @@
+// Sessions on real servers. The reference for every turn is a request without a session whose input
+// is the whole context so far: both must give the same tokens, whatever happened in between.
+#include <signal.h>
+
+#include <map>
+#include <random>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "mmfree/v1/session.grpc.pb.h"
+#include "tests/integration/live_server.h"
+#include "tests/support/status_is.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A session as its client sees it: what the context must be.
+struct Mirror {
+  std::string id;
+  std::vector<int32_t> context;
+  uint64_t turn = 0;
+};
+
+class SessionTest : public LiveServer {
+ protected:
+  void Start(const std::vector<std::string>& flags = {}) {
+    StartServer(flags);
+    sessions_ = v1::SessionService::NewStub(channel_);
+  }
+
+  template <typename Response, typename Request>
+  grpc::Status Call(grpc::Status (v1::SessionService::Stub::*method)(grpc::ClientContext*,
+                                                                     const Request&, Response*),
+                    const Request& request, Response* response) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    return (sessions_.get()->*method)(&context, request, response);
+  }
+
+  std::string Create(const std::string& id = "") {
+    v1::CreateSessionRequest request;
+    request.set_session_id(id);
+    v1::CreateSessionResponse response;
+    EXPECT_EQ(Call(&v1::SessionService::Stub::CreateSession, request, &response).error_message(),
+              "");
+    return response.session().id();
+  }
+  v1::Session Get(const std::string& id) {
+    v1::GetSessionRequest request;
+    request.set_session_id(id);
+    v1::GetSessionResponse response;
+    EXPECT_EQ(Call(&v1::SessionService::Stub::GetSession, request, &response).error_message(), "");
+    return response.session();
+  }
+  grpc::Status Delete(const std::string& id) {
+    v1::DeleteSessionRequest request;
+    request.set_session_id(id);
+    v1::DeleteSessionResponse response;
+    return Call(&v1::SessionService::Stub::DeleteSession, request, &response);
+  }
+  v1::Session Fork(const std::string& id, std::optional<uint64_t> turn = std::nullopt) {
+    v1::ForkSessionRequest request;
+    request.set_session_id(id);
+    if (turn.has_value()) request.set_turn(*turn);
+    v1::ForkSessionResponse response;
+    EXPECT_EQ(Call(&v1::SessionService::Stub::ForkSession, request, &response).error_message(), "");
+    return response.session();
+  }
+  v1::SessionCheckpoint Export(const std::string& id, v1::StateDtype dtype = v1::STATE_DTYPE_F32) {
+    v1::ExportSessionRequest request;
+    request.set_session_id(id);
+    request.set_dtype(dtype);
+    v1::ExportSessionResponse response;
+    EXPECT_EQ(Call(&v1::SessionService::Stub::ExportSession, request, &response).error_message(),
+              "");
+    return response.checkpoint();
+  }
+  grpc::Status Import(const v1::SessionCheckpoint& checkpoint, std::string* id) {
+    v1::ImportSessionRequest request;
+    *request.mutable_checkpoint() = checkpoint;
+    v1::ImportSessionResponse response;
+    const grpc::Status status = Call(&v1::SessionService::Stub::ImportSession, request, &response);
+    *id = response.session().id();
+    return status;
+  }
+
+  // A sampled request: draws depend on the position, so a wrong one shows.
+  static v1::GenerateRequest Sampled(uint32_t max_new_tokens) {
+    v1::GenerateRequest request;
+    request.mutable_sampling()->set_seed(7);
+    request.mutable_stopping()->set_max_new_tokens(max_new_tokens);
+    request.mutable_stopping()->set_ignore_eos(true);
+    request.mutable_response()->set_return_token_ids(true);
+    return request;
+  }
+
+  // What a turn of `mirror` with `text` must give; the context becomes what it must be after it.
+  std::vector<int32_t> Expect(Mirror* mirror, const std::string& text, uint32_t max_new_tokens) {
+    v1::TokenizeRequest tokenize;
+    tokenize.set_text(text);
+    tokenize.set_continuation(!mirror->context.empty());
+    const v1::TokenizeResponse ids = Tokenize(tokenize);
+    mirror->context.insert(mirror->context.end(), ids.token_ids().begin(), ids.token_ids().end());
+    ++mirror->turn;
+    if (max_new_tokens == 0) return {};
+    v1::GenerateRequest whole = Sampled(max_new_tokens);
+    whole.mutable_token_ids()->mutable_ids()->Add(mirror->context.begin(), mirror->context.end());
+    const Generation reference = Generate(whole);
+    EXPECT_TRUE(reference.status.ok()) << reference.status.error_message();
+    mirror->context.insert(mirror->context.end(), reference.token_ids.begin(),
+                           reference.token_ids.end());
+    return reference.token_ids;
+  }
+
+  void ExpectTurn(Mirror* mirror, const std::string& text, uint32_t max_new_tokens) {
+    const std::vector<int32_t> expected = Expect(mirror, text, max_new_tokens);
+    v1::GenerateRequest request = Sampled(max_new_tokens);
+    request.set_session_id(mirror->id);
+    request.set_expected_turn(mirror->turn - 1);
+    if (!text.empty()) request.set_text(text);
+    const Generation turn = Generate(request);
+    ASSERT_TRUE(turn.status.ok()) << turn.status.error_message();
+    EXPECT_EQ(turn.token_ids, expected);
+    EXPECT_EQ(turn.finished.session_turn(), mirror->turn);
+    const v1::Session session = Get(mirror->id);
+    EXPECT_EQ(session.turn(), mirror->turn);
+    EXPECT_EQ(session.token_count(), static_cast<int64_t>(mirror->context.size()));
+    EXPECT_FALSE(session.busy());
+  }
+
+  // Starts a turn that does not end by itself, and waits until it has begun.
+  struct Endless {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader;
+    v1::GenerateResponse event;
+  };
+  std::unique_ptr<Endless> BeginEndless(const std::string& id) {
+    auto endless = std::make_unique<Endless>();
+    v1::GenerateRequest request = EndlessRequest();
+    request.set_session_id(id);
+    endless->reader = inference_->Generate(&endless->context, request);
+    EXPECT_TRUE(endless->reader->Read(&endless->event));
+    return endless;
+  }
+  // A client can know of its turn's end before the server does: its own deadline, or its cancel.
+  void AwaitFree(const std::string& id) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    while (Get(id).busy()) ASSERT_LT(absl::Now(), deadline);
+  }
+  static grpc::Status End(Endless* endless) {
+    while (endless->reader->Read(&endless->event)) {
+    }
+    return endless->reader->Finish();
+  }
+
+  std::unique_ptr<v1::SessionService::Stub> sessions_;
+};
+
+TEST_F(SessionTest, TurnsOfEveryKindGoOnExactlyWhereTheLastOneEnded) {
+  Start();
+  Mirror mirror = {Create("tale"), {}, 0};
+  ExpectTurn(&mirror, "Once upon a time", 20);
+  ExpectTurn(&mirror, ", the king said", 7);
+  ExpectTurn(&mirror, "", 5);           // goes on
+  ExpectTurn(&mirror, " And then", 0);  // only feeds
+  ExpectTurn(&mirror, "", 9);           // goes on from what was fed
+  ExpectTurn(&mirror, "x", 0);
+  ExpectTurn(&mirror, "", 1);
+  EXPECT_EQ(Metric("mmfree_session_turns_total{outcome=\"committed\"}"), 7);
+}
+
+TEST_F(SessionTest, ASystemPromptIsTheStartOfTheContext) {
+  Start();
+  v1::CreateSessionRequest request;
+  request.set_text("Once upon a time there was a fox.");
+  v1::CreateSessionResponse response;
+  ASSERT_TRUE(Call(&v1::SessionService::Stub::CreateSession, request, &response).ok());
+  EXPECT_EQ(response.session().turn(), 0u);
+  Mirror mirror = {response.session().id(), {}, 0};
+  Expect(&mirror, request.text(), 0);
+  mirror.turn = 0;
+  EXPECT_EQ(response.session().token_count(), static_cast<int64_t>(mirror.context.size()));
+  ExpectTurn(&mirror, "", 12);
+}
+
+TEST_F(SessionTest, RestartForkRewindExportAndImportAreInvisible) {
+  const TempDirectory directory;
+  const std::vector<std::string> flags = {"--session_store=rocksdb:" + directory.File("sessions"),
+                                          "--session_memory_mb=0"};
+  Start(flags);
+  Mirror mirror = {Create(), {}, 0};
+  ExpectTurn(&mirror, "Once upon a time", 10);
+  const Mirror first = mirror;
+  ExpectTurn(&mirror, " there was", 10);
+
+  server_->Signal(SIGKILL);
+  ASSERT_THAT(server_->Wait(), IsOk());
+  Start(flags);
+  EXPECT_EQ(Get(mirror.id).tier(), v1::SESSION_TIER_STORE);
+  ExpectTurn(&mirror, " a", 10);
+
+  Mirror fork = mirror;
+  fork.id = Fork(mirror.id).id();
+  ExpectTurn(&mirror, " left", 8);
+  ExpectTurn(&fork, " right", 8);
+  Mirror early = first;
+  early.id = Fork(mirror.id, 1).id();
+  ExpectTurn(&early, " elsewhere", 8);
+
+  v1::RewindSessionRequest rewind;
+  rewind.set_session_id(mirror.id);
+  rewind.set_turn(1);
+  v1::RewindSessionResponse rewound;
+  ASSERT_TRUE(Call(&v1::SessionService::Stub::RewindSession, rewind, &rewound).ok());
+  mirror.context = first.context;
+  mirror.turn = 1;
+  ExpectTurn(&mirror, " again", 8);
+
+  const v1::SessionCheckpoint exported = Export(mirror.id);
+  Start();  // another server, another store
+  ASSERT_TRUE(Import(exported, &mirror.id).ok());
+  ExpectTurn(&mirror, " and more", 8);
+}
+
+TEST_F(SessionTest, TheCallerCanKeepTheStateItself) {
+  Start({"--session_store=none"});
+  Mirror mirror;
+  v1::SessionCheckpoint state;
+  for (const auto& [text, tokens] : std::vector<std::pair<std::string, uint32_t>>{
+           {"Once upon a time", 10}, {"", 3}, {" the end", 0}, {"", 6}}) {
+    const std::vector<int32_t> expected = Expect(&mirror, text, tokens);
+    v1::GenerateRequest request = Sampled(tokens);
+    request.mutable_response()->set_return_state(true);
+    if (!text.empty()) request.set_text(text);
+    if (!state.body().empty()) *request.mutable_state() = state;
+    const Generation turn = Generate(request);
+    ASSERT_TRUE(turn.status.ok()) << turn.status.error_message();
+    EXPECT_EQ(turn.token_ids, expected);
+    EXPECT_FALSE(turn.finished.has_session_turn());
+    state = turn.finished.state();
+  }
+}
+
+TEST_F(SessionTest, ATurnThatDoesNotEndWellNeverHappened) {
+  Start();
+  Mirror mirror = {Create(), {}, 0};
+  ExpectTurn(&mirror, "Once upon a time", 10);
+  {
+    const auto cancelled = BeginEndless(mirror.id);
+    cancelled->context.TryCancel();
+    EXPECT_EQ(End(cancelled.get()).error_code(), grpc::StatusCode::CANCELLED);
+  }
+  AwaitFree(mirror.id);
+  v1::GenerateRequest overdue = EndlessRequest();
+  overdue.set_session_id(mirror.id);
+  EXPECT_EQ(Generate(overdue, absl::Milliseconds(200)).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  AwaitFree(mirror.id);
+  v1::GenerateRequest refused = Sampled(5);
+  refused.set_session_id(mirror.id);
+  refused.mutable_sampling()->set_temperature(-1);
+  EXPECT_EQ(Generate(refused).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  ExpectTurn(&mirror, " there", 6);
+  ExpectIdle();
+  EXPECT_EQ(Metric("mmfree_sessions_busy"), 0);
+}
+
+TEST_F(SessionTest, ATurnThatIsQueuedFreesItsSessionWhenItIsGivenUp) {
+  Start({"--max_sessions=1"});
+  const std::string running = Create();
+  const std::string queued = Create();
+  const auto blocker = BeginEndless(running);
+  v1::GenerateRequest request = Sampled(5);
+  request.set_session_id(queued);
+  EXPECT_EQ(Generate(request, absl::Milliseconds(200)).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  AwaitFree(queued);
+  {
+    grpc::ClientContext context;
+    const auto reader = inference_->Generate(&context, request);
+    ASSERT_TRUE(AwaitLoad([](const auto& load) { return load.queued() == 1; }));
+    context.TryCancel();
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  AwaitFree(queued);
+  blocker->context.TryCancel();
+  End(blocker.get());
+  Mirror mirror = {queued, {}, 0};
+  ExpectTurn(&mirror, "Once", 5);
+}
+
+TEST_F(SessionTest, ASecondTurnIsAbortedAtOnce) {
+  Start();
+  const std::string id = Create();
+  const auto running = BeginEndless(id);
+  v1::GenerateRequest request = Sampled(5);
+  request.set_session_id(id);
+  request.set_text("x");
+  const Generation second = Generate(request);
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_TRUE(Get(id).busy());
+  running->context.TryCancel();
+  End(running.get());
+}
+
+TEST_F(SessionTest, DeletingDuringATurnEndsItAndFreesEverything) {
+  Start();
+  const std::string id = Create();
+  const auto running = BeginEndless(id);
+  ASSERT_TRUE(Delete(id).ok());
+  EXPECT_EQ(End(running.get()).error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_EQ(Delete(id).error_code(), grpc::StatusCode::NOT_FOUND);
+  ExpectIdle();
+  EXPECT_EQ(Metric("mmfree_sessions_busy"), 0);
+}
+
+TEST_F(SessionTest, ErrorsSayWhatIsWrong) {
+  Start({"--session_kept_turns=1"});
+  Mirror mirror = {Create("s"), {}, 0};
+  v1::GenerateRequest request = Sampled(3);
+  request.set_session_id("none");
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::NOT_FOUND);
+  ExpectTurn(&mirror, "Once", 3);
+  request.set_session_id("s");
+  request.set_expected_turn(7);
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::ABORTED);
+  // After an end token there is nothing to go on from without input.
+  const std::vector<int32_t> next = [&] {
+    Mirror whole = mirror;
+    return Expect(&whole, "", 1);
+  }();
+  v1::GenerateRequest stops = Sampled(3);
+  stops.set_session_id("s");
+  stops.mutable_stopping()->add_stop_token_ids(next[0]);
+  const Generation stopped = Generate(stops);
+  EXPECT_EQ(stopped.finished.finish_reason(), v1::FINISH_REASON_STOP_TOKEN);
+  EXPECT_TRUE(stopped.token_ids.empty());
+  const Generation empty = Generate(stops);
+  EXPECT_EQ(empty.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(empty.status.error_message(), HasSubstr("input"));
+  EXPECT_EQ(Get("s").turn(), 2u);
+  ++mirror.turn;
+  ExpectTurn(&mirror, " and", 4);
+  v1::CreateSessionRequest again;
+  again.set_session_id("s");
+  v1::CreateSessionResponse created;
+  EXPECT_EQ(Call(&v1::SessionService::Stub::CreateSession, again, &created).error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+  again.set_session_id("a/b");
+  EXPECT_THAT(Call(&v1::SessionService::Stub::CreateSession, again, &created).error_message(),
+              HasSubstr("session_id"));
+  again.set_session_id("t");
+  again.mutable_ttl()->set_seconds(-1);
+  EXPECT_THAT(Call(&v1::SessionService::Stub::CreateSession, again, &created).error_message(),
+              HasSubstr("ttl"));
+  v1::SessionCheckpoint damaged = Export("s");
+  damaged.mutable_body()->back() ^= 1;
+  std::string id;
+  EXPECT_EQ(Import(damaged, &id).error_code(), grpc::StatusCode::DATA_LOSS);
+}
+
+TEST_F(SessionTest, ASignedServerTakesOnlyItsOwnStates) {
+  const TempDirectory directory;
+  WriteFile(directory.File("key"), std::string(40, 'k'));
+  Start();
+  Mirror mirror = {Create(), {}, 0};
+  ExpectTurn(&mirror, "Once", 3);
+  const v1::SessionCheckpoint unsigned_state = Export(mirror.id);
+  Start({"--session_key_file=" + directory.File("key")});
+  std::string id;
+  EXPECT_EQ(Import(unsigned_state, &id).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  mirror = {Create(), {}, 0};
+  ExpectTurn(&mirror, "Once", 3);
+  EXPECT_TRUE(Import(Export(mirror.id), &id).ok());
+}
+
+// A short run of tests/soak/session_kill_soak: no committed turn is lost and none is doubled when
+// the server dies at any moment.
+TEST_F(SessionTest, KilledAtRandomMomentsLosesNoCommittedTurn) {
+  const TempDirectory directory;
+  const std::vector<std::string> flags = {"--session_store=rocksdb:" + directory.File("sessions")};
+  std::mt19937 random(20240607);
+  std::map<std::string, uint64_t> acknowledged;
+  for (int cycle = 0; cycle < 5; ++cycle) {
+    Start(flags);
+    for (int i = 0; i < 3; ++i) {
+      const std::string id = absl::StrCat("s", i);
+      if (acknowledged.count(id) == 0) {
+        Create(id);
+        acknowledged[id] = 0;
+      } else {
+        // What was acknowledged, and perhaps one more whose answer the kill took.
+        const uint64_t turn = Get(id).turn();
+        EXPECT_GE(turn, acknowledged[id]);
+        EXPECT_LE(turn, acknowledged[id] + 1);
+        acknowledged[id] = turn;
+      }
+    }
+    std::vector<std::thread> clients;
+    for (auto& [id, turn] : acknowledged) {
+      clients.emplace_back([this, &id = id, &turn = turn] {
+        for (;;) {
+          v1::GenerateRequest request = Sampled(4);
+          request.set_session_id(id);
+          request.set_expected_turn(turn);
+          request.set_text(" and");
+          const Generation generation = Generate(request);
+          if (!generation.status.ok()) {
+            EXPECT_EQ(generation.status.error_code(), grpc::StatusCode::UNAVAILABLE)
+                << generation.status.error_message();
+            return;
+          }
+          turn = generation.finished.session_turn();
+        }
+      });
+    }
+    // The moment of the kill is the random part of the test: it waits for nothing.
+    absl::SleepFor(absl::Milliseconds(20 + random() % 150));
+    server_->Signal(SIGKILL);
+    for (std::thread& client : clients) client.join();
+    ASSERT_THAT(server_->Wait(), IsOk());
+  }
+  // The states are those of so many turns, too.
+  Start(flags);
+  for (const auto& [id, unused] : acknowledged) {
+    const uint64_t turns = Get(id).turn();
+    EXPECT_GT(turns, 0u);
+    Mirror twin = {Create("twin-" + id), {}, 0};
+    for (uint64_t turn = 0; turn < turns; ++turn) {
+      v1::GenerateRequest request = Sampled(4);
+      request.set_session_id(twin.id);
+      request.set_text(" and");
+      ASSERT_TRUE(Generate(request).status.ok());
+    }
+    v1::SessionCheckpointBody a, b;
+    ASSERT_TRUE(a.ParseFromString(Export(id).body()) && b.ParseFromString(Export(twin.id).body()));
+    EXPECT_EQ(a.SerializeAsString(), b.SerializeAsString()) << id;
+  }
+}
+
+}  // namespace
+}  // namespace mmfree
