@@ -47,6 +47,9 @@
 #include "server/rpc/tls.h"
 #include "server/server_flags.h"
 #include "server/sessions/memory_store.h"
+#ifdef MMFREE_HAVE_REDIS
+#include "server/sessions/redis_store.h"
+#endif
 #ifdef MMFREE_HAVE_ROCKSDB
 #include "server/sessions/rocksdb_store.h"
 #endif
@@ -253,6 +256,15 @@ absl::StatusOr<std::unique_ptr<SessionStore>> MakeSessionStore(const ServerFlags
     return absl::InvalidArgumentError(
         "--session_store=rocksdb: this build has no RocksDB; install librocksdb-dev and build "
         "again");
+#endif
+  }
+  if (absl::ConsumePrefix(&where, "redis://")) {
+#ifdef MMFREE_HAVE_REDIS
+    MMFREE_ASSIGN_OR_RETURN(const RedisStoreOptions options, ParseRedisAddress(where));
+    return MakeRedisStore(options);
+#else
+    return absl::InvalidArgumentError(
+        "--session_store=redis: this build has no Redis; install libhiredis-dev and build again");
 #endif
   }
   return MakeMemoryStore({.max_bytes = flags.session_memory_mb << 20});

@@ -107,7 +107,7 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->AddHeading("Sessions:");
   set->Add("session_store", &flags->session_store, "STORE",
            "where sessions are kept: memory (the default; they end with\nthe process), "
-           "rocksdb:DIR (they survive it), none");
+           "rocksdb:DIR (they survive it),\nredis://HOST:PORT (replicas share them), none");
   set->Add("session_key_file", &flags->session_key_file, "FILE",
            "key of at least 32 bytes: states are signed with it, and only\nthose are taken");
   set->Add("session_ttl", &flags->session_ttl, "TIME",
@@ -211,9 +211,10 @@ absl::Status CheckModels(const std::vector<ModelFlag>& models) {
 absl::Status CheckSessions(const ServerFlags& flags) {
   const std::string& store = flags.session_store;
   if (store != "memory" && store != "none" &&
-      !(absl::StartsWith(store, "rocksdb:") && store.size() > strlen("rocksdb:"))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--session_store=", store, ": expected memory, rocksdb:DIR or none"));
+      !(absl::StartsWith(store, "rocksdb:") && store.size() > strlen("rocksdb:")) &&
+      !absl::StartsWith(store, "redis://")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--session_store=", store, ": expected memory, rocksdb:DIR, redis://HOST:PORT or none"));
   }
   if (flags.session_ttl <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--session_ttl must be positive");

@@ -10,6 +10,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/sessions/memory_store.h"
+#ifdef MMFREE_HAVE_REDIS
+#include "server/sessions/redis_store.h"
+#include "tests/support/redis_process.h"
+#endif
 #ifdef MMFREE_HAVE_ROCKSDB
 #include "server/sessions/rocksdb_store.h"
 #endif
@@ -41,16 +45,34 @@ std::vector<StoreKind> Kinds() {
                      return OpenRocksDbStore({.directory = directory, .clock = clock});
                    }});
 #endif
+#ifdef MMFREE_HAVE_REDIS
+  kinds.push_back({"Redis", true,
+                   [](const std::string& directory,
+                      const Clock* clock) -> absl::StatusOr<std::unique_ptr<SessionStore>> {
+                     // A server of its own for each test, which its directory stands for.
+                     static std::string test;
+                     static std::unique_ptr<RedisProcess> redis;
+                     if (directory != test) redis = RedisProcess::Start();
+                     test = directory;
+                     if (redis == nullptr) return absl::NotFoundError("no redis-server");
+                     RedisStoreOptions options;
+                     options.host = "127.0.0.1";
+                     options.port = redis->port();
+                     options.clock = clock;
+                     return MakeRedisStore(options);
+                   }});
+#endif
   return kinds;
 }
 
 class StoreTest : public testing::TestWithParam<StoreKind> {
  protected:
-  StoreTest() { Open(); }
+  void SetUp() override { Open(); }
 
   void Open() {
     store_.reset();
     auto store = GetParam().open(directory_.path(), &clock_);
+    if (absl::IsNotFound(store.status())) GTEST_SKIP() << store.status();
     ASSERT_THAT(store, IsOk());
     store_ = *std::move(store);
   }
@@ -171,10 +193,13 @@ TEST_P(StoreTest, ExpiredIsGoneBeforeItIsRemovedAndItsNameIsFree) {
   EXPECT_THAT(store_->Delete({"alice", "a"}), StatusIs(absl::StatusCode::kNotFound, _));
   ASSERT_THAT(Create({"alice", "b"}, 2, "new"), IsOk());
   EXPECT_THAT(store_->ReadCheckpoint({"alice", "b"}, 1), StatusIs(absl::StatusCode::kNotFound, _));
-  EXPECT_THAT(*store_->RemoveExpired(10), 1);
-  EXPECT_THAT(*store_->RemoveExpired(10), 0);
+  // Redis removes what expires by itself, and does not count what others share.
+  if (store_->count().has_value()) {
+    EXPECT_EQ(*store_->RemoveExpired(10), 1);
+    EXPECT_EQ(*store_->RemoveExpired(10), 0);
+    EXPECT_EQ(store_->count(), 2);
+  }
   EXPECT_EQ(Listed("alice"), (std::multiset<std::string>{"c", "new"}));
-  EXPECT_EQ(store_->count(), 2);
 }
 
 TEST_P(StoreTest, OfManyConcurrentChangesOneWins) {

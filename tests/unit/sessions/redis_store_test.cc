@@ -1,0 +1,119 @@
+// What is Redis' own: outages, and two servers on one store. store_test.cc has the rest.
+#include "server/sessions/redis_store.h"
+
+#include <prometheus/registry.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/sessions/session_table.h"
+#include "tests/support/redis_process.h"
+#include "tests/support/status_is.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::_;
+using ::testing::HasSubstr;
+
+const ModelShape kShape = {.digest = std::string(64, 'a'), .state_floats = 4, .vocab_size = 100};
+
+SessionState StateAt(int64_t tokens) {
+  SessionState state;
+  state.state = {1.0f, 2.0f, 3.0f, static_cast<float>(tokens)};
+  state.token_count = tokens;
+  return state;
+}
+
+class RedisStoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    redis_ = RedisProcess::Start();
+    if (redis_ == nullptr) GTEST_SKIP() << "redis-server is not installed or does not start";
+  }
+
+  std::unique_ptr<SessionStore> MakeStore() {
+    RedisStoreOptions options;
+    options.host = "127.0.0.1";
+    options.port = redis_->port();
+    options.first_back_off = absl::ZeroDuration();
+    options.max_back_off = absl::ZeroDuration();
+    return MakeRedisStore(options);
+  }
+  std::unique_ptr<SessionTable> MakeTable() {
+    SessionTable::Options options;
+    options.sweep_interval = absl::InfiniteDuration();
+    return std::make_unique<SessionTable>(options, MakeStore(), metrics_.get());
+  }
+  static absl::Status RunTurn(SessionTable* table, const SessionName& name, int64_t tokens) {
+    const auto turn = table->Begin(name, std::nullopt);
+    if (!turn.ok()) return turn.status();
+    return (*turn)->Commit(StateAt(tokens)).status();
+  }
+
+  const SessionName name_ = {"alice", "s"};
+  prometheus::Registry registry_;
+  std::unique_ptr<SessionMetrics> metrics_ = SessionMetrics::Create(&registry_);
+  std::unique_ptr<RedisProcess> redis_;
+};
+
+TEST_F(RedisStoreTest, ATurnWhoseStoreGoesAwayIsUnavailableAndTheNextFindsTheLastCommit) {
+  const auto table = MakeTable();
+  ASSERT_THAT(table->Create(name_, "m", kShape.digest, StateAt(0), std::nullopt), IsOk());
+  ASSERT_THAT(RunTurn(table.get(), name_, 3), IsOk());
+  {
+    const auto turn = table->Begin(name_, std::nullopt);
+    ASSERT_THAT(turn, IsOk());
+    redis_->Kill();
+    EXPECT_THAT((*turn)->Commit(StateAt(9)),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("redis")));
+  }
+  EXPECT_THAT(RunTurn(table.get(), name_, 9), StatusIs(absl::StatusCode::kUnavailable, _));
+  EXPECT_EQ(table->busy(), 0);
+  ASSERT_TRUE(redis_->Restart());
+  EXPECT_EQ(table->Read(name_, std::nullopt, kShape)->state.token_count, 3);
+  EXPECT_THAT(RunTurn(table.get(), name_, 9), IsOk());
+}
+
+TEST_F(RedisStoreTest, AChangeThatIsSentTwiceIsMadeOnce) {
+  const auto store = MakeStore();
+  StoreChange change;
+  change.name = name_;
+  change.revision = 7;
+  change.record = "record";
+  ASSERT_THAT(store->Commit(change), IsOk());
+  EXPECT_THAT(store->Commit(change), IsOk());
+  change.expected = 7;
+  change.revision = 8;
+  ASSERT_THAT(store->Commit(change), IsOk());
+  EXPECT_THAT(store->Commit(change), IsOk());
+  change.revision = 9;
+  EXPECT_THAT(store->Commit(change), StatusIs(absl::StatusCode::kAborted, _));
+}
+
+TEST_F(RedisStoreTest, TwoServersShareSessionsAndNeverBothCommitOneTurn) {
+  const auto a = MakeTable();
+  const auto b = MakeTable();
+  ASSERT_THAT(a->Create(name_, "m", kShape.digest, StateAt(0), std::nullopt), IsOk());
+  ASSERT_THAT(RunTurn(b.get(), name_, 1), IsOk());
+  const auto on_a = a->Begin(name_, std::nullopt);
+  const auto on_b = b->Begin(name_, std::nullopt);
+  ASSERT_THAT(on_a, IsOk());
+  ASSERT_THAT(on_b, IsOk());
+  EXPECT_EQ((*on_a)->Load(kShape)->token_count, 1);
+  EXPECT_THAT((*on_b)->Commit(StateAt(2)), IsOk());
+  EXPECT_THAT((*on_a)->Commit(StateAt(3)), StatusIs(absl::StatusCode::kAborted, _));
+  EXPECT_EQ(a->Read(name_, std::nullopt, kShape)->state.token_count, 2);
+  EXPECT_EQ(a->List("alice", "", 10, "")->sessions.size(), 1u);
+}
+
+TEST(RedisAddress, IsHostAndPort) {
+  EXPECT_EQ(ParseRedisAddress("localhost:6380")->port, 6380);
+  EXPECT_EQ(ParseRedisAddress("localhost:6380")->host, "localhost");
+  for (const char* wrong : {"", "localhost", ":1", "h:0", "h:65536", "h:x"}) {
+    EXPECT_THAT(ParseRedisAddress(wrong),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("redis://HOST:PORT")));
+  }
+}
+
+}  // namespace
+}  // namespace mmfree
