@@ -1,7 +1,9 @@
 #include "server/engine/engine.h"
 
 #include <atomic>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
@@ -14,6 +16,22 @@ absl::Status CheckAtLeast(int64_t value, int64_t least, absl::string_view option
   if (value >= least) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(option, " is ", value, "; it must be at least ", least));
+}
+
+// What each token adds to a text, by id; nothing beyond the tokenizer's own.
+Vocabulary VocabularyOf(const Tokenizer& tokenizer, int64_t vocab_size) {
+  std::vector<std::string> running;
+  for (int64_t id = 0; id < vocab_size; ++id) {
+    const absl::string_view bytes = tokenizer.TokenBytes(static_cast<int32_t>(id));
+    running.emplace_back(bytes.data(), bytes.size());
+  }
+  const auto trie = std::make_shared<const TokenTrie>(running);
+  if (!tokenizer.adds_dummy_prefix()) return {trie, trie};
+  std::vector<std::string> first;
+  for (int64_t id = 0; id < vocab_size; ++id) {
+    first.emplace_back(BytesAtStart(tokenizer, static_cast<int32_t>(id)));
+  }
+  return {trie, std::make_shared<const TokenTrie>(std::move(first))};
 }
 
 class EngineImpl final : public Engine {
@@ -63,6 +81,7 @@ class EngineImpl final : public Engine {
   const Model& model() const override { return *model_; }
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   const BackendInfo& backend_info() const override { return loop_.backend_info(); }
+  ConstraintCache* constraints() const override { return &constraints_; }
 
  private:
   StepLoop::Options LoopOptions() {
@@ -89,6 +108,8 @@ class EngineImpl final : public Engine {
   const Options options_;
   const std::shared_ptr<const Model> model_;
   const std::shared_ptr<const Tokenizer> tokenizer_;
+  mutable ConstraintCache constraints_{
+      [this] { return VocabularyOf(*tokenizer_, model_->config().vocab_size); }};
   std::atomic<bool> healthy_{true};
   StepLoop loop_;  // last: its threads use what is above
 };

@@ -15,6 +15,7 @@
 #include "server/base/clock.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
+#include "server/sampling/constraint.h"
 #include "server/scheduler/request.h"
 #include "server/tokenizer/tokenizer.h"
 
@@ -90,6 +91,8 @@ class Engine {
   virtual const Model& model() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
   virtual const BackendInfo& backend_info() const = 0;
+  // Of this model's vocabulary.
+  virtual ConstraintCache* constraints() const = 0;
 };
 
 }  // namespace mmfree

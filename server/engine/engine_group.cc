@@ -81,6 +81,7 @@ class EngineGroup final : public Engine {
   const Model& model() const override { return members_.front()->model(); }
   const Tokenizer& tokenizer() const override { return members_.front()->tokenizer(); }
   const BackendInfo& backend_info() const override { return info_; }
+  ConstraintCache* constraints() const override { return members_.front()->constraints(); }
 
  private:
   // Members in the order in which a request asks them: healthy ones first, then by demand.

@@ -15,6 +15,31 @@ namespace {
 constexpr float kDefaultTemperature = 1.0f;
 constexpr absl::Duration kUnavailableRetryDelay = absl::Seconds(1);
 
+// With the error's field.
+absl::StatusOr<std::shared_ptr<CompiledConstraint>> CompileConstraint(
+    const v1::Constraint& constraint, ConstraintCache* cache) {
+  using Kind = ConstraintCache::Kind;
+  const auto compile =
+      [cache](Kind kind, absl::string_view field,
+              const std::string& text) -> absl::StatusOr<std::shared_ptr<CompiledConstraint>> {
+    absl::StatusOr<std::shared_ptr<CompiledConstraint>> compiled = cache->Compile(kind, text);
+    if (compiled.ok()) return compiled;
+    return FieldError(compiled.status().code(), {{absl::StrCat("constraint.", field),
+                                                  std::string(compiled.status().message())}});
+  };
+  switch (constraint.kind_case()) {
+    case v1::Constraint::kRegex:
+      return compile(Kind::kRegex, "regex", constraint.regex());
+    case v1::Constraint::kGrammar:
+      return compile(Kind::kGrammar, "grammar", constraint.grammar());
+    case v1::Constraint::kJsonSchema:
+      return compile(Kind::kJsonSchema, "json_schema", constraint.json_schema());
+    case v1::Constraint::KIND_NOT_SET:
+      break;
+  }
+  return nullptr;
+}
+
 RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
                                          const v1::ResponseOptions& response) {
   RequestSampler::Options out;
@@ -122,13 +147,6 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   out.sampling.temperature =
       sampling.has_temperature() ? sampling.temperature() : kDefaultTemperature;
   out.sampling.seed = sampling.has_seed() ? sampling.seed() : SystemRandomBits() >> 11;
-  RequestSampler::Options sampler = ToSamplerOptions(sampling, request.response());
-  if (!sampler.plain()) {
-    std::vector<int32_t> before = context.last_tokens;
-    before.insert(before.end(), out.prompt.begin(), out.prompt.end());
-    out.sampler = std::make_shared<RequestSampler>(std::move(sampler),
-                                                   engine.model().config().vocab_size, before);
-  }
   out.priority = ToPriority(request.priority());
   const v1::StoppingOptions& stopping = request.stopping();
   out.max_new_tokens =
@@ -137,6 +155,21 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   if (!stopping.ignore_eos()) out.eos_token_ids = {engine.model().config().eos_token_id};
   out.prompt_logprobs = request.response().prompt_logprobs();
   out.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
+  RequestSampler::Options sampler = ToSamplerOptions(sampling, request.response());
+  MMFREE_ASSIGN_OR_RETURN(sampler.constraint,
+                          CompileConstraint(request.constraint(), engine.constraints()));
+  if (sampler.constraint != nullptr) {
+    sampler.starts_text = context.token_count == 0 && StartsText(engine.tokenizer(), out.prompt);
+    sampler.end_tokens = out.eos_token_ids;
+    sampler.end_tokens.insert(sampler.end_tokens.end(), out.stop_token_ids.begin(),
+                              out.stop_token_ids.end());
+  }
+  if (!sampler.plain()) {
+    std::vector<int32_t> before = context.last_tokens;
+    before.insert(before.end(), out.prompt.begin(), out.prompt.end());
+    out.sampler = std::make_shared<RequestSampler>(std::move(sampler),
+                                                   engine.model().config().vocab_size, before);
+  }
   return out;
 }
 

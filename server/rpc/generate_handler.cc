@@ -38,8 +38,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       status = ValidateGenerate(*request_, (*engine)->model().config(), call_.env().limits);
     }
     if (status.ok()) {
-      status =
-          call_.Run(request_->text().size(), [this, engine = *engine] { Submit(engine, nullptr); });
+      // Compiling a constraint takes as long as tokenizing a long text.
+      const size_t compiling = request_->has_constraint() ? kInlineTextBytes + 1 : 0;
+      status = call_.Run(request_->text().size() + compiling,
+                         [this, engine = *engine] { Submit(engine, nullptr); });
       // The RPC may be over, and this object gone, when the work was done here.
       if (status.ok()) return;
     }

@@ -2,6 +2,7 @@
 #ifndef MMFREE_SERVER_RPC_LIMITS_H_
 #define MMFREE_SERVER_RPC_LIMITS_H_
 
+#include <cstddef>
 #include <cstdint>
 
 namespace mmfree {
@@ -25,6 +26,7 @@ inline constexpr int kMaxLogitBias = 1024;
 inline constexpr int kMaxPenaltyWindow = 1024;
 inline constexpr int kMaxSpeculativeTokens = 16;
 inline constexpr int kMaxCacheSaltBytes = 128;
+inline constexpr size_t kMaxConstraintBytes = 65'536;
 
 }  // namespace mmfree
 

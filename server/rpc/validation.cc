@@ -194,6 +194,20 @@ void CheckStopping(const v1::StoppingOptions& stopping, const ModelConfig& confi
                 violations);
 }
 
+// What only compiling shows is left to ToGenerationRequest.
+void CheckConstraint(const v1::GenerateRequest& request, Violations* violations) {
+  const v1::Constraint& constraint = request.constraint();
+  violations->Check(constraint.kind_case() != v1::Constraint::KIND_NOT_SET, "constraint.kind",
+                    "set json_schema, regex or grammar");
+  // At most one of them is set.
+  const size_t size =
+      constraint.json_schema().size() + constraint.regex().size() + constraint.grammar().size();
+  violations->Check(size <= kMaxConstraintBytes, "constraint",
+                    absl::StrCat("must be at most ", kMaxConstraintBytes, " bytes, is ", size));
+  violations->Check(!request.stopping().ignore_eos(), "stopping.ignore_eos",
+                    "must not be set with a constraint, which the end-of-sequence token ends");
+}
+
 void CheckResponse(const v1::ResponseOptions& response, Violations* violations) {
   violations->Check(
       response.top_logprobs() <= kMaxTopLogprobs, "response.top_logprobs",
@@ -259,11 +273,7 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
   CheckInput(request, config, limits, &violations);
   CheckTurn(request, &violations);
   CheckSampling(request.sampling(), config, &violations);
-  if (request.has_constraint()) {
-    violations.Check(request.constraint().kind_case() != v1::Constraint::KIND_NOT_SET,
-                     "constraint.kind", "set json_schema, regex or grammar");
-    violations.AddUnimplemented("constraint");
-  }
+  if (request.has_constraint()) CheckConstraint(request, &violations);
   CheckStopping(request.stopping(), config, limits, &violations);
   if (!violations.invalid()) CheckChoices(request, config, &violations);
   CheckResponse(request.response(), &violations);

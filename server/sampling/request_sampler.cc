@@ -126,12 +126,34 @@ RequestSampler::RequestSampler(Options options, int64_t vocab_size,
                                absl::Span<const int32_t> context)
     : options_(std::move(options)),
       allowed_(AllowedIds(options_, vocab_size)),
-      penalties_(options_.penalties, context) {}
+      penalties_(options_.penalties, context) {
+  if (options_.constraint != nullptr) {
+    constraint_.emplace(options_.constraint, options_.starts_text);
+  }
+}
+
+void RequestSampler::Append(int32_t token) {
+  penalties_.Append(token);
+  if (constraint_.has_value()) constraint_->Append(token);
+}
 
 TokenMask RequestSampler::Choices(const SamplingParams& params) const {
   TokenMask choices = allowed_;
-  for (const int32_t id : params.banned) choices.Remove(id);
-  return choices;
+  if (constraint_.has_value()) choices.Intersect(*constraint_->Mask());
+  const bool may_end = constraint_.has_value() && constraint_->complete();
+  // An end token's own text is not what it is sampled for.
+  for (const int32_t id : options_.end_tokens) {
+    if (may_end && allowed_.Has(id)) {
+      choices.Add(id);
+    } else {
+      choices.Remove(id);
+    }
+  }
+  if (params.banned.empty()) return choices;
+  TokenMask going_on = choices;
+  for (const int32_t id : params.banned) going_on.Remove(id);
+  // A complete output that nothing can follow ends before min_new_tokens.
+  return may_end && going_on.First() < 0 ? choices : going_on;
 }
 
 SampledToken RequestSampler::Sample(absl::Span<const float> logits, const SamplingParams& params,

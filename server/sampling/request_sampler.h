@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
 #include "server/backends/backend.h"
+#include "server/sampling/constraint.h"
 #include "server/sampling/filters.h"
 #include "server/sampling/penalties.h"
 #include "server/sampling/token_mask.h"
@@ -35,13 +37,17 @@ class RequestSampler final : public TokenSampler {
     std::vector<std::pair<int32_t, float>> bias;  // of distinct ids
     PenaltyOptions penalties;
     FilterOptions filters;
+    std::shared_ptr<CompiledConstraint> constraint;  // null: none
+    bool starts_text = false;                        // as ConstraintCursor
+    std::vector<int32_t> end_tokens;                 // with a constraint: those that end the output
     Logprobs logprobs = Logprobs::kModel;
     int top_logprobs = 0;
 
     // Whether the backends' own sampling would give the same.
     bool plain() const {
       return allowed.empty() && banned.empty() && bias.empty() && !penalties.any() &&
-             !filters.any() && logprobs != Logprobs::kSampling && top_logprobs == 0;
+             !filters.any() && constraint == nullptr && logprobs != Logprobs::kSampling &&
+             top_logprobs == 0;
     }
   };
 
@@ -53,7 +59,7 @@ class RequestSampler final : public TokenSampler {
                       uint64_t position) override;
 
   // The token was emitted: it is part of the context of the next Sample.
-  void Append(int32_t token) { penalties_.Append(token); }
+  void Append(int32_t token);
 
   // One that goes on from here by itself, for another candidate.
   std::unique_ptr<RequestSampler> Clone() const { return std::make_unique<RequestSampler>(*this); }
@@ -65,6 +71,7 @@ class RequestSampler final : public TokenSampler {
   const Options options_;
   const TokenMask allowed_;  // allowed, less banned
   Penalties penalties_;
+  std::optional<ConstraintCursor> constraint_;
 };
 
 }  // namespace mmfree

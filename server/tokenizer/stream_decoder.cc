@@ -4,6 +4,15 @@
 
 namespace mmfree {
 
+absl::string_view BytesAtStart(const Tokenizer& tokenizer, int32_t id) {
+  absl::string_view bytes = tokenizer.TokenBytes(id);
+  // Only a piece can carry the dummy prefix: a space that came as the byte token <0x20> is text.
+  if (tokenizer.adds_dummy_prefix() && absl::StartsWith(tokenizer.Piece(id), "\u2581")) {
+    absl::ConsumePrefix(&bytes, " ");
+  }
+  return bytes;
+}
+
 StreamDecoder::StreamDecoder(const Tokenizer* tokenizer, bool starts_text)
     : tokenizer_(tokenizer), drop_leading_space_(starts_text && tokenizer->adds_dummy_prefix()) {}
 
@@ -16,8 +25,7 @@ std::string StreamDecoder::Append(int32_t id) {
   absl::string_view bytes = tokenizer_->TokenBytes(id);
   if (drop_leading_space_ && !bytes.empty()) {
     drop_leading_space_ = false;
-    // Only a piece can carry the dummy prefix: a space that came as the byte token <0x20> is text.
-    if (absl::StartsWith(tokenizer_->Piece(id), "\u2581")) absl::ConsumePrefix(&bytes, " ");
+    bytes = BytesAtStart(*tokenizer_, id);
   }
   std::string text;
   utf8_.Append(bytes, &text);

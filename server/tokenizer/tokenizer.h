@@ -59,6 +59,9 @@ class Tokenizer {
   virtual bool adds_dummy_prefix() const { return true; }
 };
 
+// What a token adds to a text that it starts: TokenBytes without the space of the dummy prefix.
+absl::string_view BytesAtStart(const Tokenizer& tokenizer, int32_t id);
+
 // Turns a stream of tokens into text that is always valid UTF-8: bytes of an unfinished character
 // wait for the rest. The concatenation of everything returned equals Decode of all the ids,
 // whatever the grouping. Ids out of range add nothing. Not thread-safe; cheap to make, one per

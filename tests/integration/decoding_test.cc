@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <regex>
 #include <set>
 #include <string>
 #include <thread>
@@ -14,7 +15,9 @@
 namespace mmfree {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Each;
+using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
 v1::GenerateRequest SampledRequest(uint64_t seed, uint32_t max_new_tokens = 24) {
@@ -239,6 +242,49 @@ TEST_F(DecodingTest, EchoAndPromptLogprobsAreThoseOfScore) {
   EXPECT_EQ(position, result.token_ids_size());
   EXPECT_EQ(echoed, text);
   EXPECT_EQ(generation.token_ids, Generate(GreedyRequest(text, 3)).token_ids);
+}
+
+TEST_F(DecodingTest, ConstrainedOutputsConformInEveryBatch) {
+  const auto request = [](int i) {
+    v1::GenerateRequest request = SampledRequest(static_cast<uint64_t>(i), 80);
+    request.mutable_stopping()->set_ignore_eos(false);
+    request.mutable_constraint()->set_regex("(North|South|East|West){2}-[0-9]{3}");
+    if (i % 2 == 0) request.mutable_sampling()->set_top_p(0.9f);
+    return request;
+  };
+  const std::regex expected("(North|South|East|West){2}-[0-9]{3}");
+  constexpr int kRequests = 12;
+  std::vector<Generation> alone;
+  for (int i = 0; i < kRequests; ++i) {
+    alone.push_back(Generate(request(i)));
+    ASSERT_TRUE(alone[i].status.ok()) << alone[i].status.error_message();
+    EXPECT_TRUE(std::regex_match(alone[i].text, expected)) << alone[i].text;
+    EXPECT_EQ(alone[i].finished.finish_reason(), v1::FINISH_REASON_EOS);
+  }
+  std::vector<Generation> together(kRequests);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kRequests; ++i) {
+    threads.emplace_back([&, i] { together[i] = Generate(request(i)); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int i = 0; i < kRequests; ++i) EXPECT_EQ(together[i].token_ids, alone[i].token_ids) << i;
+}
+
+TEST_F(DecodingTest, AWrongConstraintIsRefusedByNameAndPlace) {
+  const auto status = [this](const auto& set) {
+    v1::GenerateRequest request = GreedyRequest("Once", 4);
+    set(request.mutable_constraint());
+    return Generate(request).status;
+  };
+  grpc::Status refused = status([](v1::Constraint* c) { c->set_regex("(a"); });
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), AllOf(HasSubstr("constraint.regex"), HasSubstr("at byte")));
+  refused = status([](v1::Constraint* c) { c->set_grammar("root ::= root \"a\""); });
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), HasSubstr("constraint.grammar"));
+  refused = status([](v1::Constraint* c) { c->set_json_schema(R"({"not": {}})"); });
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("constraint.json_schema"));
 }
 
 }  // namespace

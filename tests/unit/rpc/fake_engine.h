@@ -91,6 +91,7 @@ class FakeEngine final : public Engine {
   const Model& model() const override { return model_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   const BackendInfo& backend_info() const override { return info_; }
+  ConstraintCache* constraints() const override { return &constraints_; }
 
   // The test's side.
 
@@ -152,6 +153,12 @@ class FakeEngine final : public Engine {
   const std::string name_;
   const FakeModel model_;
   const FakeTokenizer tokenizer_;
+  mutable ConstraintCache constraints_{[] {
+    std::vector<std::string> bytes;
+    for (int32_t id = 0; id < kVocabSize; ++id) bytes.emplace_back(FakeTokenizer().TokenBytes(id));
+    const auto trie = std::make_shared<const TokenTrie>(bytes);
+    return Vocabulary{trie, trie};
+  }};
   BackendInfo info_;
   mutable absl::Mutex mu_;
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);

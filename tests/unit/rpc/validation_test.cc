@@ -108,6 +108,12 @@ INSTANTIATE_TEST_SUITE_P(
         {"sampling.banned_token_ids[0]",
          [](R* r) { r->mutable_sampling()->add_banned_token_ids(-7); }},
         {"constraint.kind", [](R* r) { r->mutable_constraint(); }},
+        {"constraint", [](R* r) { r->mutable_constraint()->set_regex(std::string(65'537, 'a')); }},
+        {"stopping.ignore_eos",
+         [](R* r) {
+           r->mutable_constraint()->set_regex("a+");
+           r->mutable_stopping()->set_ignore_eos(true);
+         }},
         {"stopping.max_new_tokens",
          [](R* r) { r->mutable_stopping()->set_max_new_tokens(4'000'000'000u); }},
         {"stopping.min_new_tokens",
@@ -180,7 +186,6 @@ INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                                 r->set_session_id("s");
                                 r->mutable_response()->set_prompt_logprobs(true);
                               }},
-                             {"constraint", [](R* r) { r->mutable_constraint()->set_regex("a+"); }},
                              {"response.top_logprobs",
                               [](R* r) {
                                 r->mutable_response()->set_prompt_logprobs(true);

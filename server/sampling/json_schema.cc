@@ -1,0 +1,532 @@
+#include "server/sampling/json_schema.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "server/base/status_macros.h"
+#include "server/sampling/integer_range.h"
+#include "server/sampling/regex.h"
+
+namespace mmfree {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Sequence = Grammar::Sequence;
+
+constexpr int kMaxDepth = 100;
+constexpr int64_t kMaxCount = 10'000;
+// Integers that every JSON parser keeps exactly: 15 digits.
+constexpr int64_t kLargestInteger = 999'999'999'999'999;
+
+// Describe a value, or have done so before; none of them restricts it.
+constexpr absl::string_view kAnnotations[] = {
+    "$schema", "$id",         "$comment", "$defs",    "$anchor",   "definitions", "title",
+    "default", "description", "examples", "readOnly", "writeOnly", "deprecated",  "format",
+};
+
+bool IsAnnotation(absl::string_view key) {
+  return std::find(std::begin(kAnnotations), std::end(kAnnotations), key) != std::end(kAnnotations);
+}
+
+bool Contains(std::initializer_list<absl::string_view> keys, absl::string_view key) {
+  return std::find(keys.begin(), keys.end(), key) != keys.end();
+}
+
+// The type that a keyword is about; empty when it is about none in particular.
+absl::string_view TypeOfKeyword(absl::string_view key) {
+  if (Contains({"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
+               key)) {
+    return "object";
+  }
+  if (Contains({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}, key))
+    return "array";
+  if (Contains({"minLength", "maxLength", "pattern"}, key)) return "string";
+  if (Contains({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}, key)) {
+    return "number";
+  }
+  return "";
+}
+
+std::string Escaped(absl::string_view key) {
+  return absl::StrReplaceAll(key, {{"~", "~0"}, {"/", "~1"}});
+}
+
+// Code points that a JSON string holds without an escape.
+CodePoints PlainCharacters() { return Complement({{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}); }
+
+// Before anything recurses into it. Brackets in strings count, too: no schema has so many.
+bool NestedTooDeeply(absl::string_view json) {
+  constexpr int kMaxBrackets = 500;
+  int open = 0;
+  for (const char c : json) {
+    if (c == '[' || c == '{') ++open;
+    if (c == ']' || c == '}') --open;
+    if (open > kMaxBrackets) return true;
+  }
+  return false;
+}
+
+class SchemaCompiler {
+ public:
+  explicit SchemaCompiler(const Json& schema) : schema_(schema) {}
+
+  absl::StatusOr<Grammar> Compile() {
+    const Grammar::Rule root = grammar_.AddRule();
+    MMFREE_ASSIGN_OR_RETURN(Sequence value, ValueAt(""));
+    grammar_.AddAlternative(root, std::move(value));
+    MMFREE_RETURN_IF_ERROR(grammar_.Finish(root));
+    return std::move(grammar_);
+  }
+
+ private:
+  static absl::Status Invalid(const std::string& at, absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("at \"", at, "\": ", what));
+  }
+  static absl::Status Unsupported(const std::string& at, absl::string_view what) {
+    return absl::UnimplementedError(absl::StrCat("at \"", at, "\": ", what, " is not supported"));
+  }
+
+  Sequence Text(absl::string_view literal) { return grammar_.Bytes(literal); }
+  Sequence Character(const CodePoints& points) { return grammar_.Character(points); }
+  static Sequence Join(std::initializer_list<Sequence> parts) {
+    Sequence all;
+    for (const Sequence& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+  }
+  // A space may follow what separates: one, so that no output is endless for its spaces.
+  Sequence Separator(absl::string_view mark) {
+    return Join({Text(mark), grammar_.Optional(Text(" "))});
+  }
+
+  // The schema at a JSON pointer, as a rule: recursive schemas refer back to it.
+  absl::StatusOr<Sequence> ValueAt(const std::string& pointer) {
+    const auto [it, added] = rules_.try_emplace(pointer, -1);
+    if (!added) return Sequence{it->second};
+    const Grammar::Rule rule = grammar_.AddRule();
+    it->second = rule;
+    const Json* target = nullptr;
+    try {
+      target = &schema_.at(Json::json_pointer(pointer));
+    } catch (const Json::exception&) {
+      return Invalid(pointer, "there is no such place in the schema");
+    }
+    if (++depth_ > kMaxDepth) return Invalid(pointer, "is nested too deeply");
+    MMFREE_ASSIGN_OR_RETURN(Sequence value, Value(*target, pointer));
+    --depth_;
+    grammar_.AddAlternative(rule, std::move(value));
+    return Sequence{rule};
+  }
+
+  absl::StatusOr<Sequence> Value(const Json& schema, const std::string& at) {
+    if (schema.is_boolean()) {
+      if (!schema.get<bool>()) return Sequence{grammar_.AddRule()};  // nothing
+      return AnyValue();
+    }
+    if (!schema.is_object()) return Invalid(at, "a schema is an object, true or false");
+    for (const absl::string_view key : {"$ref", "const", "enum", "anyOf", "oneOf", "allOf"}) {
+      if (!schema.contains(std::string(key))) continue;
+      for (const auto& [other, ignored] : schema.items()) {
+        const bool filter = other == "type" && (key == "const" || key == "enum");
+        if (other != key && !filter && !IsAnnotation(other)) {
+          return Unsupported(at, absl::StrCat("\"", other, "\" beside \"", key, "\""));
+        }
+      }
+      if (key == "$ref") return Reference(schema["$ref"], at);
+      if (key == "const") return Constants(Json::array({schema["const"]}), schema, at);
+      if (key == "enum") return Constants(schema["enum"], schema, at);
+      return Combination(std::string(key), schema, at);
+    }
+    return Typed(schema, at);
+  }
+
+  absl::StatusOr<Sequence> Reference(const Json& reference, const std::string& at) {
+    if (!reference.is_string()) return Invalid(at, "\"$ref\" is not a string");
+    const std::string target = reference.get<std::string>();
+    if (!absl::StartsWith(target, "#")) return Unsupported(at, "a \"$ref\" to another document");
+    if (target.size() > 1 && target[1] != '/') return Unsupported(at, "a \"$ref\" to an anchor");
+    return ValueAt(target.substr(1));
+  }
+
+  absl::StatusOr<Sequence> Constants(const Json& values, const Json& schema,
+                                     const std::string& at) {
+    if (!values.is_array()) return Invalid(at, "\"enum\" is not an array");
+    MMFREE_ASSIGN_OR_RETURN(const std::vector<std::string> types, Types(schema, at));
+    std::vector<Sequence> alternatives;
+    for (const Json& value : values) {
+      if (schema.contains("type") &&
+          std::none_of(types.begin(), types.end(),
+                       [&](const auto& type) { return HasType(value, type); })) {
+        continue;
+      }
+      alternatives.push_back(Text(value.dump()));
+    }
+    return grammar_.OneOf(std::move(alternatives));
+  }
+
+  static bool HasType(const Json& value, absl::string_view type) {
+    if (type == "integer") return value.is_number_integer();
+    if (type == "number") return value.is_number();
+    if (type == "boolean") return value.is_boolean();
+    return value.type_name() == type;
+  }
+
+  absl::StatusOr<Sequence> Combination(const std::string& key, const Json& schema,
+                                       const std::string& at) {
+    const Json& parts = schema[key];
+    if (!parts.is_array() || parts.empty()) {
+      return Invalid(at, absl::StrCat("\"", key, "\" is not a list of schemas"));
+    }
+    if (key == "allOf" && parts.size() > 1) {
+      return Unsupported(at, "\"allOf\" of more than one schema");
+    }
+    // Any of them is exactly one of them when no value can be of two.
+    if (key == "oneOf" && !DistinctTypes(parts)) {
+      return Unsupported(at, "\"oneOf\" of schemas that are not each of a \"type\" of its own");
+    }
+    std::vector<Sequence> alternatives;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      MMFREE_ASSIGN_OR_RETURN(Sequence value, ValueAt(absl::StrCat(at, "/", key, "/", i)));
+      alternatives.push_back(std::move(value));
+    }
+    return grammar_.OneOf(std::move(alternatives));
+  }
+
+  static bool DistinctTypes(const Json& parts) {
+    std::vector<std::string> types;
+    for (const Json& part : parts) {
+      if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) return false;
+      const std::string type = part["type"].get<std::string>();
+      types.push_back(type == "integer" ? "number" : type);
+    }
+    std::sort(types.begin(), types.end());
+    return std::adjacent_find(types.begin(), types.end()) == types.end();
+  }
+
+  // The types that a schema allows: what it says, or else what its keywords are about, or else all.
+  static absl::StatusOr<std::vector<std::string>> Types(const Json& schema, const std::string& at) {
+    static const auto* const kAll =
+        new std::vector<std::string>{"object", "array", "string", "number", "boolean", "null"};
+    std::vector<std::string> types;
+    if (schema.contains("type")) {
+      const Json& given = schema["type"];
+      for (const Json& type : given.is_array() ? given : Json::array({given})) {
+        if (!type.is_string() ||
+            (std::find(kAll->begin(), kAll->end(), type.get<std::string>()) == kAll->end() &&
+             type.get<std::string>() != "integer")) {
+          return Invalid(at, "\"type\" is not a type or a list of types");
+        }
+        types.push_back(type.get<std::string>());
+      }
+      return types;
+    }
+    for (const auto& [key, ignored] : schema.items()) {
+      const std::string type(TypeOfKeyword(key));
+      if (!type.empty() && std::find(types.begin(), types.end(), type) == types.end()) {
+        types.push_back(type);
+      }
+    }
+    return types.empty() ? *kAll : types;
+  }
+
+  absl::StatusOr<Sequence> Typed(const Json& schema, const std::string& at) {
+    MMFREE_ASSIGN_OR_RETURN(const std::vector<std::string> types, Types(schema, at));
+    for (const auto& [key, ignored] : schema.items()) {
+      if (key != "type" && !IsAnnotation(key) && TypeOfKeyword(key).empty()) {
+        return Unsupported(at, absl::StrCat("\"", key, "\""));
+      }
+    }
+    std::vector<Sequence> alternatives;
+    for (const std::string& type : types) {
+      MMFREE_ASSIGN_OR_RETURN(Sequence value, OfType(type, schema, at));
+      alternatives.push_back(std::move(value));
+    }
+    return grammar_.OneOf(std::move(alternatives));
+  }
+
+  absl::StatusOr<Sequence> OfType(const std::string& type, const Json& schema,
+                                  const std::string& at) {
+    if (type == "null") return Text("null");
+    if (type == "boolean") return grammar_.OneOf({Text("true"), Text("false")});
+    if (type == "string") return String(schema, at);
+    if (type == "integer" || type == "number") return Number(type, schema, at);
+    if (type == "array") return Array(schema, at);
+    return Object(schema, at);
+  }
+
+  // A count keyword; `absent` when it is not there.
+  static absl::StatusOr<int64_t> Count(const Json& schema, const char* key, int64_t absent,
+                                       const std::string& at) {
+    if (!schema.contains(key)) return absent;
+    const Json& value = schema[key];
+    if (!value.is_number() || value.get<double>() < 0 ||
+        value.get<double>() != std::floor(value.get<double>())) {
+      return Invalid(at, absl::StrCat("\"", key, "\" is not a count"));
+    }
+    if (value.get<double>() > kMaxCount) {
+      return Unsupported(at, absl::StrCat("\"", key, "\" of more than ", kMaxCount));
+    }
+    return value.get<int64_t>();
+  }
+
+  struct Counts {
+    int64_t min = 0;
+    int64_t max = -1;  // none
+  };
+  static absl::StatusOr<Counts> CountsOf(const Json& schema, const char* min, const char* max,
+                                         const std::string& at) {
+    Counts counts;
+    MMFREE_ASSIGN_OR_RETURN(counts.min, Count(schema, min, 0, at));
+    MMFREE_ASSIGN_OR_RETURN(counts.max, Count(schema, max, -1, at));
+    if (counts.max >= 0 && counts.max < counts.min) {
+      return Invalid(at, absl::StrCat("\"", max, "\" is less than \"", min, "\""));
+    }
+    return counts;
+  }
+
+  // One character of a string, escaped or not.
+  Sequence StringCharacter() {
+    if (string_character_.empty()) {
+      const Sequence hex = Character({{'0', '9'}, {'a', 'f'}, {'A', 'F'}});
+      const Sequence not_d =
+          Character({{'0', '9'}, {'a', 'c'}, {'e', 'f'}, {'A', 'C'}, {'E', 'F'}});
+      const Sequence below_8 = Character({{'0', '7'}});
+      // Not a surrogate: half of a character is none.
+      const Sequence unit =
+          grammar_.OneOf({Join({not_d, hex, hex, hex}),
+                          Join({Character({{'d', 'd'}, {'D', 'D'}}), below_8, hex, hex})});
+      const Sequence simple = Character({{'"', '"'},
+                                         {'\\', '\\'},
+                                         {'/', '/'},
+                                         {'b', 'b'},
+                                         {'f', 'f'},
+                                         {'n', 'n'},
+                                         {'r', 'r'},
+                                         {'t', 't'}});
+      string_character_ = grammar_.OneOf(
+          {Character(PlainCharacters()), Join({Text("\\"), simple}), Join({Text("\\u"), unit})});
+    }
+    return string_character_;
+  }
+
+  absl::StatusOr<Sequence> String(const Json& schema, const std::string& at) {
+    MMFREE_ASSIGN_OR_RETURN(const Counts counts, CountsOf(schema, "minLength", "maxLength", at));
+    if (schema.contains("pattern")) {
+      if (counts.min > 0 || counts.max >= 0) {
+        return Unsupported(at, "\"pattern\" beside \"minLength\" or \"maxLength\"");
+      }
+      if (!schema["pattern"].is_string()) return Invalid(at, "\"pattern\" is not a string");
+      const CodePoints plain = PlainCharacters();
+      const absl::StatusOr<Sequence> pattern =
+          ParseRegex(schema["pattern"].get<std::string>(), plain, &grammar_);
+      if (!pattern.ok()) {
+        return absl::Status(pattern.status().code(), absl::StrCat("at \"", at, "\": \"pattern\" ",
+                                                                  pattern.status().message()));
+      }
+      return Join({Text("\""), *pattern, Text("\"")});
+    }
+    return Join(
+        {Text("\""), grammar_.Repeat(StringCharacter(), counts.min, counts.max), Text("\"")});
+  }
+
+  static absl::StatusOr<double> Bound(const Json& schema, const char* key, double absent,
+                                      const std::string& at) {
+    if (!schema.contains(key)) return absent;
+    if (!schema[key].is_number()) return Invalid(at, absl::StrCat("\"", key, "\" is not a number"));
+    return schema[key].get<double>();
+  }
+
+  absl::StatusOr<Sequence> Number(const std::string& type, const Json& schema,
+                                  const std::string& at) {
+    if (schema.contains("multipleOf")) return Unsupported(at, "\"multipleOf\"");
+    constexpr double kLimit = static_cast<double>(kLargestInteger);
+    MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kLimit, at));
+    MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kLimit, at));
+    MMFREE_ASSIGN_OR_RETURN(const double above, Bound(schema, "exclusiveMinimum", -kLimit - 1, at));
+    MMFREE_ASSIGN_OR_RETURN(const double below, Bound(schema, "exclusiveMaximum", kLimit + 1, at));
+    const double low = std::max({std::ceil(minimum), std::floor(above) + 1, -kLimit});
+    const double high = std::min({std::floor(maximum), std::ceil(below) - 1, kLimit});
+    const bool bounded = low > -kLimit || high < kLimit;
+    if (type == "number" && bounded) {
+      return Unsupported(at, "a bound of a \"number\" that is not an \"integer\"");
+    }
+    if (low > high) return Invalid(at, "no integer is within the bounds");
+    Sequence integer =
+        IntegersBetween(static_cast<int64_t>(low), static_cast<int64_t>(high), &grammar_);
+    if (type == "integer") return integer;
+    const Sequence digit = Character({{'0', '9'}});
+    const Sequence fraction = Join({Text("."), grammar_.Repeat(digit, 1, 15)});
+    const Sequence exponent = Join({Character({{'e', 'e'}, {'E', 'E'}}),
+                                    grammar_.Optional(Character({{'+', '+'}, {'-', '-'}})),
+                                    grammar_.Repeat(digit, 1, 2)});
+    return Join({integer, grammar_.Optional(fraction), grammar_.Optional(exponent)});
+  }
+
+  absl::StatusOr<Sequence> AnyValue() {
+    if (any_value_ < 0) {
+      any_value_ = grammar_.AddRule();
+      MMFREE_ASSIGN_OR_RETURN(Sequence value, Typed(Json::object(), ""));
+      grammar_.AddAlternative(any_value_, std::move(value));
+    }
+    return Sequence{any_value_};
+  }
+
+  // The schema under `key`; any value when there is none. `exists` when it allows something.
+  struct Part {
+    Sequence value;
+    bool exists = true;
+  };
+  absl::StatusOr<Part> PartAt(const Json& schema, const std::string& key, const std::string& at) {
+    Part part;
+    if (!schema.contains(key)) {
+      MMFREE_ASSIGN_OR_RETURN(part.value, AnyValue());
+      return part;
+    }
+    part.exists = !(schema[key].is_boolean() && !schema[key].get<bool>());
+    MMFREE_ASSIGN_OR_RETURN(part.value, ValueAt(absl::StrCat(at, "/", Escaped(key))));
+    return part;
+  }
+
+  absl::StatusOr<Sequence> Array(const Json& schema, const std::string& at) {
+    MMFREE_ASSIGN_OR_RETURN(const Counts counts, CountsOf(schema, "minItems", "maxItems", at));
+    if (schema.contains("uniqueItems") && schema["uniqueItems"] != false && counts.max != 1) {
+      return Unsupported(at, "\"uniqueItems\"");
+    }
+    std::vector<Sequence> first;
+    if (schema.contains("prefixItems")) {
+      if (!schema["prefixItems"].is_array()) return Invalid(at, "\"prefixItems\" is not a list");
+      for (size_t i = 0; i < schema["prefixItems"].size(); ++i) {
+        MMFREE_ASSIGN_OR_RETURN(Sequence item, ValueAt(absl::StrCat(at, "/prefixItems/", i)));
+        first.push_back(std::move(item));
+      }
+    }
+    MMFREE_ASSIGN_OR_RETURN(const Part items, PartAt(schema, "items", at));
+    const auto prefix = static_cast<int64_t>(first.size());
+    const int64_t last = counts.max < 0 ? prefix : std::min(prefix, counts.max);
+    // Built from the end: what may follow when n items are there.
+    const Sequence comma = Separator(",");
+    Sequence rest;
+    if (counts.max < 0 || counts.max > prefix) {
+      const int64_t min = std::max<int64_t>(counts.min - prefix, 0);
+      const int64_t max = !items.exists ? 0 : counts.max < 0 ? -1 : counts.max - prefix;
+      if (max == 0) {
+        rest = min == 0 ? Sequence() : Sequence{grammar_.AddRule()};  // nothing
+      } else if (prefix > 0) {
+        rest = grammar_.Repeat(Join({comma, items.value}), min, max);
+      } else {
+        rest = Join(
+            {items.value, grammar_.Repeat(Join({comma, items.value}), std::max<int64_t>(min - 1, 0),
+                                          max < 0 ? -1 : max - 1)});
+        if (min == 0) rest = grammar_.Optional(rest);
+      }
+    }
+    for (int64_t n = last; n-- > 0;) {
+      Sequence more = n == 0 ? Join({first[0], rest}) : Join({comma, first[n], rest});
+      rest = n >= counts.min ? grammar_.Optional(more) : more;
+    }
+    return Join({Text("["), rest, Text("]")});
+  }
+
+  absl::StatusOr<Sequence> Object(const Json& schema, const std::string& at) {
+    MMFREE_ASSIGN_OR_RETURN(const Counts counts,
+                            CountsOf(schema, "minProperties", "maxProperties", at));
+    std::vector<std::string> required;
+    if (schema.contains("required")) {
+      if (!schema["required"].is_array()) return Invalid(at, "\"required\" is not a list");
+      for (const Json& name : schema["required"]) {
+        if (!name.is_string()) return Invalid(at, "\"required\" is not a list of names");
+        required.push_back(name.get<std::string>());
+      }
+    }
+    std::vector<std::string> names;
+    if (schema.contains("properties")) {
+      if (!schema["properties"].is_object()) return Invalid(at, "\"properties\" is not an object");
+      for (const auto& [name, ignored] : schema["properties"].items()) names.push_back(name);
+    }
+    const size_t described = names.size();
+    for (const std::string& name : required) {
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
+    MMFREE_ASSIGN_OR_RETURN(const Part additional, PartAt(schema, "additionalProperties", at));
+    if (names.empty()) return Map(additional, counts, schema, at);
+    if (schema.contains("minProperties") || schema.contains("maxProperties")) {
+      return Unsupported(at, "\"minProperties\" or \"maxProperties\" beside named properties");
+    }
+
+    // Built from the end. `rest`: after some member; `begin`: before any.
+    Sequence rest, begin;
+    for (size_t i = names.size(); i-- > 0;) {
+      Sequence value = additional.value;
+      if (i < described) {
+        MMFREE_ASSIGN_OR_RETURN(value,
+                                ValueAt(absl::StrCat(at, "/properties/", Escaped(names[i]))));
+      }
+      const Sequence member = Join({Text(Json(names[i]).dump()), Separator(":"), value});
+      const bool must = std::find(required.begin(), required.end(), names[i]) != required.end();
+      std::vector<Sequence> from_begin = {Join({member, rest})};
+      std::vector<Sequence> from_rest = {Join({Separator(","), member, rest})};
+      if (!must) {
+        from_begin.push_back(begin);
+        from_rest.push_back(rest);
+      }
+      begin = AsRule(std::move(from_begin));
+      rest = AsRule(std::move(from_rest));
+    }
+    return Join({Text("{"), begin, Text("}")});
+  }
+
+  // Always one symbol, so that what contains it does not grow with it.
+  Sequence AsRule(std::vector<Sequence> alternatives) {
+    const Grammar::Rule rule = grammar_.AddRule();
+    for (Sequence& sequence : alternatives) grammar_.AddAlternative(rule, std::move(sequence));
+    return {rule};
+  }
+
+  // An object of any names.
+  absl::StatusOr<Sequence> Map(const Part& additional, const Counts& counts, const Json& schema,
+                               const std::string& at) {
+    if (schema.contains("properties") && !schema.contains("additionalProperties") &&
+        counts.min == 0) {
+      return Text("{}");  // none was described
+    }
+    // A name that comes twice counts once.
+    if (counts.min > 1)
+      return Unsupported(at, "\"minProperties\" above 1 without named properties");
+    if (!additional.exists || counts.max == 0) {
+      if (counts.min > 0) return Invalid(at, "no property is allowed and one is needed");
+      return Text("{}");
+    }
+    const Sequence name = Join({Text("\""), grammar_.Repeat(StringCharacter(), 0, -1), Text("\"")});
+    const Sequence member = Join({name, Separator(":"), additional.value});
+    const Sequence members = Join({member, grammar_.Repeat(Join({Separator(","), member}), 0,
+                                                           counts.max < 0 ? -1 : counts.max - 1)});
+    return Join({Text("{"), counts.min > 0 ? members : grammar_.Optional(members), Text("}")});
+  }
+
+  const Json& schema_;
+  Grammar grammar_;
+  absl::flat_hash_map<std::string, Grammar::Rule> rules_;  // by JSON pointer
+  Grammar::Rule any_value_ = -1;
+  Sequence string_character_;
+  int depth_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<Grammar> GrammarOfJsonSchema(absl::string_view schema) {
+  if (NestedTooDeeply(schema)) return absl::InvalidArgumentError("is nested too deeply");
+  const Json json = Json::parse(schema.begin(), schema.end(), nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) return absl::InvalidArgumentError("is not JSON");
+  return SchemaCompiler(json).Compile();
+}
+
+}  // namespace mmfree

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Generated JSON parses and validates: random schemas and seeds against a real server.
+
+The judge is the jsonschema package, which knows nothing of ours. Exits with 77 (skipped) where
+grpcio-tools or jsonschema is not installed.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import random
+import re
+import signal
+import sys
+import tempfile
+
+try:
+    import jsonschema
+except ImportError as error:
+    print(f"SKIPPED: needs jsonschema: {error}")
+    sys.exit(77)
+
+from python_client_test import make_stubs, start_server
+
+SCHEMAS = 300
+MAX_NEW_TOKENS = 250
+WORDS = ["name", "age", "colour", "a b", "naïve", "id", "x/y", "~z", 'quo"te', "list"]
+
+
+def random_value(r):
+    return r.choice([None, True, 0, -17, 3.5, "", "two words", 'a "quoted" \\ naïve \n text',
+                     [1, "x"], {"k": [False]}])
+
+
+def random_schema(r, depth=0):
+    kinds = ["string", "pattern", "integer", "number", "boolean", "null", "enum", "const", "types"]
+    if depth < 3:
+        kinds += ["object", "object", "map", "array", "tuple", "anyOf", "oneOf", "ref"]
+    kind = r.choice(kinds)
+    sub = lambda: random_schema(r, depth + 1)
+    if kind == "string":
+        low = r.randrange(4)
+        return {"type": "string", "minLength": low, "maxLength": low + r.randrange(8)}
+    if kind == "pattern":
+        return {"type": "string", "pattern": r.choice([
+            r"^[A-Z][a-z]{1,8}$", r"^\d{4}-\d{2}-\d{2}$", r"^(yes|no|maybe)$", r"^[^a-z]{2,4}$",
+            r"[0-9a-f]{4}", r"^\w+@\w+\.(com|org)$"])}
+    if kind == "integer":
+        low = r.randrange(-2000, 2000)
+        schema = {"type": "integer", "minimum": low, "maximum": low + r.randrange(3000)}
+        if r.random() < 0.3:
+            schema["exclusiveMinimum"] = low - 1
+            del schema["minimum"]
+        return r.choice([schema, {"type": "integer"}])
+    if kind == "types":
+        return {"type": r.sample(["null", "boolean", "integer"], 2), "maximum": 50}
+    if kind == "enum":
+        return {"enum": [random_value(r) for _ in range(r.randrange(1, 5))]}
+    if kind == "const":
+        return {"const": random_value(r)}
+    if kind == "object":
+        names = r.sample(WORDS, r.randrange(1, 5))
+        schema = {"type": "object", "properties": {name: sub() for name in names},
+                  "required": r.sample(names, r.randrange(len(names) + 1))}
+        if r.random() < 0.7:
+            schema["additionalProperties"] = False
+        return schema
+    if kind == "map":
+        return {"type": "object", "additionalProperties": sub(), "maxProperties": r.randrange(3)}
+    if kind == "array":
+        low = r.randrange(3)
+        return {"type": "array", "items": sub(), "minItems": low, "maxItems": low + r.randrange(3)}
+    if kind == "tuple":
+        return {"prefixItems": [sub(), sub()], "items": False, "type": "array",
+                "minItems": r.randrange(3)}
+    if kind == "anyOf":
+        return {"anyOf": [sub(), sub()]}
+    if kind == "oneOf":
+        return {"oneOf": [{"type": "boolean"}, {"type": "string", "maxLength": 4}]}
+    if kind == "ref":
+        return {"$ref": "#/$defs/tree"}
+    return {"type": kind, "description": "of a type alone"}
+
+
+def make_schema(r):
+    schema = random_schema(r)
+    tree = {"type": "object", "required": ["leaf"], "additionalProperties": False,
+            "properties": {"leaf": {"type": "integer", "minimum": 0, "maximum": 9},
+                           "more": {"type": "array", "items": {"$ref": "#/$defs/tree"},
+                                    "maxItems": 2}}}
+    return {"$defs": {"tree": tree}, "allOf": [schema]}
+
+
+def generate(stub, pb, text, constraint, seed):
+    request = pb.GenerateRequest(text=text, constraint=constraint)
+    request.sampling.temperature = 1.2
+    request.sampling.seed = seed
+    request.stopping.max_new_tokens = MAX_NEW_TOKENS
+    output = ""
+    for event in stub.Generate(request, timeout=300):
+        output += event.delta.text
+        if event.HasField("finished"):
+            return output, event.finished.finish_reason
+    raise AssertionError("no finished event")
+
+
+def check_schema(stub, pb, seed):
+    schema = make_schema(random.Random(seed))
+    # An empty prompt starts the text: its first token's space is not shown.
+    text = "" if seed % 3 == 0 else "The answer in JSON is "
+    output, reason = generate(stub, pb, text, {"json_schema": json.dumps(schema)}, seed)
+    if reason == pb.FINISH_REASON_LENGTH:
+        return False
+    assert reason == pb.FINISH_REASON_EOS, reason
+    try:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(output))
+    except (ValueError, jsonschema.ValidationError) as error:
+        raise AssertionError(f"seed {seed}: {schema} gave {output!r}: {error}") from error
+    return True
+
+
+def check_patterns(stub, pb):
+    for seed, pattern in enumerate([r"[A-Z][a-z]+( [a-z]+){2}\.", r"\d{3}-\d{4}", r"(ha){2,5}!?"]):
+        output, reason = generate(stub, pb, "Once", {"regex": pattern}, seed)
+        assert reason == pb.FINISH_REASON_EOS and re.fullmatch(pattern, output), (pattern, output)
+    grammar = 'root ::= "(" inner ")"\ninner ::= "" | [a-c] | "(" inner ")"'
+    output, reason = generate(stub, pb, "Once", {"grammar": grammar}, 1)
+    assert re.fullmatch(r"\(+[a-c]?\)+", output) and output.count("(") == output.count(")"), output
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", required=True, help="the mmfree-server program")
+    parser.add_argument("--protos", required=True, help="the folder of the protos")
+    parser.add_argument("--model", required=True, help="the demo model")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        make_stubs(flags.protos, directory)
+        import grpc
+        from mmfree.v1 import inference_pb2 as pb, inference_pb2_grpc
+        server, port = start_server(flags.server, flags.model, directory)
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                check_patterns(stub, pb)
+                with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                    whole = list(pool.map(lambda seed: check_schema(stub, pb, seed),
+                                          range(SCHEMAS)))
+                # The others were cut at the length: a few may be, most must not.
+                assert sum(whole) > 0.9 * SCHEMAS, f"only {sum(whole)} of {SCHEMAS} were finished"
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+            server.wait()
+    print(f"{sum(whole)} of {SCHEMAS} outputs were finished, parsed and validated")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+// Grammars, the automaton that reads by them, and the masks made of it, each against something
+// simpler.
+#include "server/sampling/constraint.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <regex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/sampling/gbnf.h"
+#include "server/sampling/integer_range.h"
+#include "server/sampling/json_schema.h"
+#include "server/sampling/regex.h"
+#include "server/sampling/request_sampler.h"
+#include "tests/support/status_is.h"
+
+namespace mmfree {
+namespace {
+
+using ::testing::HasSubstr;
+
+bool Matches(const Grammar& grammar, absl::string_view text) {
+  GrammarMachine machine(grammar);
+  GrammarMachine::State state = machine.start();
+  for (const char byte : text) state = machine.Next(state, static_cast<unsigned char>(byte));
+  return machine.accepting(state);
+}
+
+bool MatchesRegex(absl::string_view regex, absl::string_view text) {
+  const absl::StatusOr<Grammar> grammar = GrammarOfRegex(regex);
+  EXPECT_THAT(grammar, IsOk()) << regex;
+  return grammar.ok() && Matches(*grammar, text);
+}
+
+TEST(RegexTest, MatchesWhatTheStandardLibraryMatches) {
+  std::mt19937 random(1);
+  int matched = 0;
+  int total = 0;
+  for (const char* regex : {"",
+                            "a",
+                            "abc",
+                            "a|b",
+                            "a*",
+                            "a+",
+                            "a?b",
+                            "(ab)*",
+                            "(a|b)*c",
+                            "(a*)*",
+                            "(a|ab)(c|bcd)?",
+                            "[a-c]{2,3}",
+                            "[^ab]",
+                            "(a{2}){1,2}b{0,2}",
+                            "a{3,}",
+                            "(?:a|b|)c",
+                            "a.c",
+                            "[\\w]b|c\\d",
+                            "(a|)(b|)(c|)",
+                            "((a|b)(c|))*",
+                            "a*?b+?",
+                            "[ab-]c",
+                            "\\x61b",
+                            "^ab$",
+                            "(^a|b$)"}) {
+    const std::regex reference(regex);
+    const absl::StatusOr<Grammar> grammar = GrammarOfRegex(regex);
+    ASSERT_THAT(grammar, IsOk()) << regex;
+    for (int i = 0; i < 300; ++i) {
+      std::string text;
+      for (size_t n = random() % 7; n > 0; --n) text.push_back("abc1-"[random() % 5]);
+      const bool expected = std::regex_match(text, reference);
+      EXPECT_EQ(Matches(*grammar, text), expected) << regex << " on " << text;
+      matched += expected ? 1 : 0;
+      ++total;
+    }
+  }
+  EXPECT_GT(matched, 300);
+  EXPECT_LT(matched, total - 300);
+}
+
+TEST(RegexTest, CharactersAreCodePoints) {
+  EXPECT_TRUE(MatchesRegex(".", "\u00e9"));
+  EXPECT_TRUE(MatchesRegex("[\u00e0-\u00ff]{2}", "\u00e0\u00ff"));
+  EXPECT_FALSE(MatchesRegex("[\u00e0-\u00ff]", "\u0100"));
+  EXPECT_TRUE(MatchesRegex("\\u00e9", "\u00e9"));
+  EXPECT_TRUE(MatchesRegex("[^a]", "\U0001F600"));
+  EXPECT_FALSE(MatchesRegex(".", "\xff"));
+  EXPECT_FALSE(MatchesRegex(".", "\xc0\x80"));
+  EXPECT_FALSE(MatchesRegex(".", "\xed\xa0\x80"));  // a surrogate
+}
+
+TEST(RegexTest, SaysWhatIsWrongAndWhere) {
+  const auto expect = [](absl::string_view regex, absl::StatusCode code, const char* what) {
+    EXPECT_THAT(GrammarOfRegex(regex), StatusIs(code, HasSubstr(what))) << regex;
+  };
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
+  expect("a(b", kInvalid, "at byte 3: a ( without");
+  expect("a)b", kInvalid, "a ) without");
+  expect("[ab", kInvalid, "a [ without");
+  expect("*a", kInvalid, "nothing to repeat");
+  expect("a{5,2}", kInvalid, "before its start");
+  expect("a{99999}", kInvalid, "count is more");
+  expect("[z-a]", kInvalid, "no order");
+  expect("a\\", kInvalid, "at the end");
+  expect("(a)\\1", kUnimplemented, "\\1 is not supported");
+  expect("\\bword", kUnimplemented, "\\b");
+  expect("(?=a)b", kUnimplemented, "(?");
+  expect("(?<!a)b", kUnimplemented, "look-behind");
+  expect("[]", kInvalid, "nothing can ever match");
+  std::string large;
+  for (int i = 0; i < 30; ++i) absl::StrAppend(&large, "a{10000}|");
+  expect(large, kInvalid, "too large");
+  expect(std::string(1000, '('), kInvalid, "too deeply");
+}
+
+TEST(GbnfTest, ReadsTheNotation) {
+  const absl::StatusOr<Grammar> grammar = GrammarOfGbnf(R"gbnf(
+# Sums of numbers in parentheses.
+root   ::= sum "\n"?
+sum    ::= term ( [-+] term )*
+term   ::= number | "(" sum ")"
+         | "x"
+number ::= [1-9] [0-9]{0,2}
+)gbnf");
+  ;
+  ASSERT_THAT(grammar, IsOk());
+  for (const char* text : {"1", "12+345", "((x))-(1+(2-3))\n", "(x+x)+x"}) {
+    EXPECT_TRUE(Matches(*grammar, text)) << text;
+  }
+  for (const char* text : {"", "0", "1234", "(1", "1)", "1+", "((1)", "x\n\n"}) {
+    EXPECT_FALSE(Matches(*grammar, text)) << text;
+  }
+}
+
+TEST(GbnfTest, SaysWhatIsWrong) {
+  const auto expect = [](absl::string_view text, const char* what) {
+    EXPECT_THAT(GrammarOfGbnf(text), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what)))
+        << text;
+  };
+  expect("", "no rule \"root\"");
+  expect("root ::= other", "\"other\" is not defined");
+  expect("root ::= \"a\"\nroot ::= \"b\"", "defined twice");
+  expect("root ::= \"a", "without its end");
+  expect("root ::= (\"a\"", "a ( without");
+  expect("root ::= root \"a\" | \"a\"", "left-recursive");
+  expect("root ::= \"\" root \"a\" | \"a\"", "left-recursive");
+  expect("root ::= a* root \"b\" | \"c\"\na ::= \"a\"", "left-recursive");
+  expect("root ::= \"a\" root", "nothing can ever match");
+  expect("root = \"a\"", "expected ::=");
+}
+
+TEST(GbnfTest, RecursionThatAddsNothingIsHarmless) {
+  const absl::StatusOr<Grammar> grammar =
+      GrammarOfGbnf("root ::= root | \"a\" root | ((\"b\"*)*)*");
+  ASSERT_THAT(grammar, IsOk());
+  EXPECT_TRUE(Matches(*grammar, "aabbb"));
+  EXPECT_FALSE(Matches(*grammar, "bba"));
+}
+
+TEST(IntegersBetweenTest, AreExactlyThose) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 60; ++round) {
+    int64_t low = static_cast<int64_t>(random() % 2500) - 1250;
+    int64_t high = static_cast<int64_t>(random() % 2500) - 1250;
+    if (low > high) std::swap(low, high);
+    Grammar grammar;
+    const Grammar::Rule root = grammar.AddRule();
+    grammar.AddAlternative(root, IntegersBetween(low, high, &grammar));
+    ASSERT_THAT(grammar.Finish(root), IsOk());
+    GrammarMachine machine(grammar);
+    for (int64_t value = -1300; value <= 1300; ++value) {
+      GrammarMachine::State state = machine.start();
+      for (const char byte : absl::StrCat(value)) {
+        state = machine.Next(state, static_cast<unsigned char>(byte));
+      }
+      ASSERT_EQ(machine.accepting(state), low <= value && value <= high)
+          << value << " in [" << low << ", " << high << "]";
+    }
+    for (const char* text : {"", "-", "-0", "00", "01", "+1"}) {
+      EXPECT_FALSE(Matches(grammar, text)) << text;
+    }
+  }
+}
+
+bool Validates(const char* schema, const char* text) {
+  const absl::StatusOr<Grammar> grammar = GrammarOfJsonSchema(schema);
+  EXPECT_THAT(grammar, IsOk()) << schema;
+  return grammar.ok() && Matches(*grammar, text);
+}
+
+TEST(JsonSchemaTest, AllowsWhatValidatesInItsForm) {
+  EXPECT_TRUE(Validates("true", R"({"a": [1, -2.5e3, "x\n\u00e9", null, true]})"));
+  EXPECT_FALSE(Validates("true", R"({"a" : 1})"));
+  EXPECT_FALSE(Validates("true", R"("\ud800")"));
+  EXPECT_FALSE(Validates("true", "01"));
+  const char* person = R"({"type": "object", "required": ["name"], "additionalProperties": false,
+    "properties": {"id": {"type": "integer", "minimum": 1, "maximum": 99},
+                   "name": {"type": "string", "minLength": 1, "maxLength": 3},
+                   "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}}})";
+  for (const char* text :
+       {R"({"name":"x"})", R"({"id": 42, "name": "abc"})", R"({"name":"\"\\n","tags":[]})",
+        R"({"id":1, "name":"é😀x", "tags":["b", "a"]})"}) {
+    EXPECT_TRUE(Validates(person, text)) << text;
+  }
+  for (const char* text : {"{}", R"({"name":""})", R"({"name":"abcd"})", R"({"id":0,"name":"x"})",
+                           R"({"id":100,"name":"x"})", R"({"name":"x","tags":["c"]})",
+                           R"({"name":"x","tags":["a","a","a"]})", R"({"name":"x","more":1})",
+                           R"({"name":"x",})", R"({"name":"x"}x)"}) {
+    EXPECT_FALSE(Validates(person, text)) << text;
+  }
+  const char* list = R"({"$defs": {"node": {"type": "object", "required": ["next"],
+    "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}}}},
+    "$ref": "#/$defs/node"})";
+  EXPECT_TRUE(Validates(list, R"({"next":{"next":{"next":null}}})"));
+  EXPECT_FALSE(Validates(list, R"({"next":{"next":{}}})"));
+  EXPECT_TRUE(Validates(R"({"pattern": "^[A-Z]{2}-\\d+$"})", R"("AB-12")"));
+  EXPECT_FALSE(Validates(R"({"pattern": "^[A-Z]{2}-\\d+$"})", R"("AB-")"));
+  EXPECT_TRUE(Validates(R"({"prefixItems": [{"const": 1}, {"const": "x"}], "items": false,
+                            "minItems": 1})",
+                        R"([1, "x"])"));
+  EXPECT_FALSE(Validates(R"({"prefixItems": [{"const": 1}], "items": false})", "[1,1]"));
+}
+
+TEST(JsonSchemaTest, RefusesByNameWhatItWouldNotEnforce) {
+  const auto expect = [](const char* schema, absl::StatusCode code, const char* what) {
+    EXPECT_THAT(GrammarOfJsonSchema(schema), StatusIs(code, HasSubstr(what))) << schema;
+  };
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
+  expect("{", kInvalid, "not JSON");
+  expect("3", kInvalid, "a schema is");
+  expect("false", kInvalid, "nothing can ever match");
+  expect(R"({"type": "thing"})", kInvalid, "\"type\"");
+  expect(R"({"properties": {"a": {"not": {}}}})", kUnimplemented, "at \"/properties/a\": \"not\"");
+  expect(R"({"type": "number", "minimum": 0})", kUnimplemented, "a bound of a \"number\"");
+  expect(R"({"multipleOf": 3})", kUnimplemented, "multipleOf");
+  expect(R"({"uniqueItems": true})", kUnimplemented, "uniqueItems");
+  expect(R"({"patternProperties": {}})", kUnimplemented, "patternProperties");
+  expect(R"({"$ref": "http://example.com/x"})", kUnimplemented, "another document");
+  expect(R"({"$ref": "#/$defs/none"})", kInvalid, "no such place");
+  expect(R"({"$ref": "#"})", kInvalid, "nothing can ever match");
+  expect(R"({"anyOf": [{}], "minLength": 1})", kUnimplemented, "beside \"anyOf\"");
+  expect(R"({"oneOf": [{"type": "string"}, {"minLength": 2}]})", kUnimplemented, "oneOf");
+  expect(R"({"minItems": 3, "maxItems": 2})", kInvalid, "maxItems");
+  expect(R"({"minLength": 1e9})", kUnimplemented, "minLength");
+  expect(R"json({"pattern": "(?=x)"})json", kUnimplemented, "pattern");
+  expect((std::string(5000, '[') + std::string(5000, ']')).c_str(), kInvalid, "nested too deeply");
+}
+
+// Bytes 0 to 255 as tokens 3 to 258, then longer ones.
+Vocabulary TestVocabulary() {
+  std::vector<std::string> bytes(3);
+  for (int byte = 0; byte < 256; ++byte) bytes.push_back(std::string(1, static_cast<char>(byte)));
+  for (const char* piece : {"\"", " \"", "{\"", "\":", "ab", "abc", "true", "\", \"", "12", " {",
+                            "}}", "\u00e9", "[]", "null", " ", "1"}) {
+    bytes.emplace_back(piece);
+  }
+  std::vector<std::string> first = bytes;
+  for (size_t id = 259; id < first.size(); ++id) {
+    if (first[id][0] == ' ') first[id].erase(0, 1);
+  }
+  return {std::make_shared<const TokenTrie>(bytes), std::make_shared<const TokenTrie>(first)};
+}
+
+TEST(CompiledConstraintTest, AMaskHasExactlyTheTokensThatCanFollow) {
+  const Vocabulary vocabulary = TestVocabulary();
+  ConstraintCache cache(TestVocabulary);
+  std::mt19937 random(5);
+  for (const char* schema : {"true", R"({"properties": {"ab": {"type": "integer"}}})"}) {
+    const auto constraint = cache.Compile(ConstraintCache::Kind::kJsonSchema, schema);
+    ASSERT_THAT(constraint, IsOk());
+    for (int walk = 0; walk < 20; ++walk) {
+      CompiledConstraint::State state = (*constraint)->start();
+      for (int step = 0; step < 20; ++step) {
+        const bool first = step == 0 && walk % 2 == 0;
+        const auto mask = (*constraint)->Mask(state, first);
+        const TokenTrie& trie = first ? *vocabulary.first : *vocabulary.running;
+        std::vector<int32_t> choices;
+        for (int32_t id = 0; id < trie.vocab_size(); ++id) {
+          const bool can = !trie.bytes(id).empty() &&
+                           (*constraint)->Advance(state, id, first) != GrammarMachine::kDead;
+          ASSERT_EQ(mask->Has(id), can) << id;
+          if (can) choices.push_back(id);
+        }
+        if (choices.empty()) {
+          EXPECT_TRUE((*constraint)->accepting(state));
+          break;
+        }
+        state = (*constraint)->Advance(state, choices[random() % choices.size()], first);
+      }
+    }
+  }
+}
+
+TEST(ConstraintCacheTest, TheSameTextIsCompiledOnce) {
+  int vocabularies = 0;
+  ConstraintCache cache([&vocabularies] {
+    ++vocabularies;
+    return TestVocabulary();
+  });
+  const auto regex = cache.Compile(ConstraintCache::Kind::kRegex, "a+");
+  ASSERT_THAT(regex, IsOk());
+  EXPECT_EQ(*cache.Compile(ConstraintCache::Kind::kRegex, "a+"), *regex);
+  EXPECT_NE(*cache.Compile(ConstraintCache::Kind::kRegex, "a*"), *regex);
+  for (size_t i = 0; i < ConstraintCache::kMaxEntries; ++i) {
+    EXPECT_THAT(cache.Compile(ConstraintCache::Kind::kRegex, absl::StrCat("b", i)), IsOk());
+  }
+  EXPECT_NE(*cache.Compile(ConstraintCache::Kind::kRegex, "a+"), *regex)
+      << "it was used last first";
+  EXPECT_EQ(vocabularies, 1);
+  EXPECT_THAT(cache.Compile(ConstraintCache::Kind::kRegex, "(a?b?c?d?){9999}"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("too many ways")));
+  EXPECT_THAT(cache.Compile(ConstraintCache::Kind::kGrammar, "a+"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("::=")));
+}
+
+// Random logits stand for a model: whatever it wants, the output conforms.
+TEST(ConstrainedSamplingTest, EveryFinishedOutputIsASentence) {
+  const Vocabulary vocabulary = TestVocabulary();
+  constexpr int32_t kEos = 2;
+  ConstraintCache cache(TestVocabulary);
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  int finished = 0;
+  const struct {
+    ConstraintCache::Kind kind;
+    const char* text;
+    std::function<bool(const std::string&)> conforms;
+  } cases[] = {
+      {ConstraintCache::Kind::kRegex, "[a-c]{2,9}(12|true)?",
+       [](const std::string& text) {
+         return std::regex_match(text, std::regex("[a-c]{2,9}(12|true)?"));
+       }},
+      {ConstraintCache::Kind::kJsonSchema,
+       R"({"properties": {"ab": {"type": "integer"}, "b": {"type": "string", "maxLength": 5}}})",
+       [](const std::string& text) {
+         const auto json = nlohmann::json::parse(text, nullptr, false);
+         return json.is_object() && (!json.contains("ab") || json["ab"].is_number_integer());
+       }},
+  };
+  for (const auto& [kind, text, conforms] : cases) {
+    for (uint64_t seed = 0; seed < 60; ++seed) {
+      RequestSampler::Options options;
+      const auto constraint = cache.Compile(kind, text);
+      ASSERT_THAT(constraint, IsOk());
+      options.constraint = *constraint;
+      options.starts_text = seed % 2 == 0;
+      options.end_tokens = {kEos};
+      RequestSampler sampler(options, vocabulary.running->vocab_size(), {});
+      SamplingParams params;
+      params.temperature = 1.0f;
+      params.seed = seed;
+      const std::vector<int32_t> banned = {kEos};
+      std::string output;
+      for (uint64_t position = 0; position < 60; ++position) {
+        std::vector<float> logits(static_cast<size_t>(vocabulary.running->vocab_size()));
+        for (float& logit : logits) logit = normal(random);
+        // As with min_new_tokens, which gives way where nothing else can follow.
+        params.banned = position < 5 ? absl::MakeConstSpan(banned) : absl::Span<const int32_t>();
+        const int32_t token = sampler.Sample(logits, params, position).token;
+        ASSERT_GE(token, 0);
+        if (token == kEos) {
+          EXPECT_TRUE(conforms(output)) << output;
+          ++finished;
+          break;
+        }
+        const bool first = options.starts_text && output.empty();
+        const absl::string_view bytes =
+            (first ? vocabulary.first : vocabulary.running)->bytes(token);
+        output.append(bytes.data(), bytes.size());
+        sampler.Append(token);
+      }
+    }
+  }
+  EXPECT_GT(finished, 90);
+}
+
+}  // namespace
+}  // namespace mmfree
