@@ -4,8 +4,11 @@
 #include <csignal>
 #include <cstdio>
 #include <optional>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "client/cpp/command.h"
@@ -24,9 +27,9 @@ constexpr char kIntro[] =
   mmfree generate --token_ids=1,2,3 [flags]
 
 Exactly the generated text goes to the standard output; everything else to the standard error
-stream. With --json the output is one object a line: {"started":{..}}, {"delta":{..}} for new
-tokens, {"finished":{..}}. Ctrl-C cancels. A flag that is not given leaves its field unset; the
-server's default then holds.
+stream. With --candidates=N each text is printed whole, after a line "[candidate I]". With --json the
+output is one object a line: {"started":{..}}, {"delta":{..}} for new tokens, {"finished":{..}}.
+Ctrl-C cancels. A flag that is not given leaves its field unset; the server's default then holds.
 
 Examples:
   mmfree generate --prompt="Once upon a time" --max_tokens=100 --temperature=0.8 --seed=7
@@ -93,8 +96,8 @@ class GenerateCommand final : public Command {
           "no input: give --prompt=TEXT, --prompt_file=FILE or --token_ids=1,2,3");
     }
     const v1::ResponseOptions& response = request_.response();
-    if (!json && (request_.candidates() > 1 || response.logprobs() || response.prompt_logprobs() ||
-                  response.return_state() || return_token_ids_.has_value())) {
+    if (!json && (response.logprobs() || response.prompt_logprobs() || response.return_state() ||
+                  return_token_ids_.has_value())) {
       return absl::InvalidArgumentError(
           "what was asked for does not show in plain text; add --json");
     }
@@ -131,10 +134,29 @@ class GenerateCommand final : public Command {
       PrintLine(ToJson(event));
     } else {
       Print(event.prompt().text());
-      Print(event.delta().text());
+      PrintOutput(event);
     }
     if (event.has_started()) seed_ = event.started().seed();
     if (stats_ && event.has_finished()) PrintStats(event.finished());
+  }
+
+  // Several candidates arrive interleaved: each is printed whole, under its number, once those
+  // before it are.
+  void PrintOutput(const v1::GenerateResponse& event) {
+    if (request_.candidates() <= 1) {
+      Print(event.delta().text());
+      return;
+    }
+    candidates_.resize(request_.candidates());
+    if (event.has_delta() && event.delta().candidate() < candidates_.size()) {
+      candidates_[event.delta().candidate()].text += event.delta().text();
+    }
+    if (event.has_finished() && event.finished().candidate() < candidates_.size()) {
+      candidates_[event.finished().candidate()].finished = true;
+    }
+    for (; printed_ < candidates_.size() && candidates_[printed_].finished; ++printed_) {
+      Print(absl::StrCat("[candidate ", printed_, "]\n", candidates_[printed_].text, "\n"));
+    }
   }
 
   static void Print(absl::string_view text) {
@@ -166,6 +188,12 @@ class GenerateCommand final : public Command {
   uint64_t seed_ = 0;
   int exit_status_ = kExitOk;
   v1::GenerateRequest request_;
+  struct Candidate {
+    std::string text;
+    bool finished = false;
+  };
+  std::vector<Candidate> candidates_;  // with several
+  size_t printed_ = 0;                 // of them
   InterruptWatcher interrupts_;
 };
 

@@ -106,7 +106,8 @@ void AddRequestFlags(v1::GenerateRequest* r, FlagSet* flags) {
                          [r](const Text& v) { r->set_session_id(v); });
   flags->AddSetter<uint64_t>("expected_turn", "N", "fail when the session has moved on from N",
                              [r](uint64_t v) { r->set_expected_turn(v); });
-  flags->AddSetter<uint32_t>("candidates", "N", "continuations to make (needs --json)",
+  flags->AddSetter<uint32_t>("candidates", "N",
+                             "continuations to make; printed one after the other",
                              [r](uint32_t v) { r->set_candidates(v); });
   flags->AddSetter<uint32_t>("best_of", "N", "make this many, show the best",
                              [r](uint32_t v) { r->set_best_of(v); });

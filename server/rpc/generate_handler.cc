@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "server/rpc/call.h"
+#include "server/rpc/candidate_group.h"
 #include "server/rpc/conversion.h"
 #include "server/rpc/generation_stream.h"
 #include "server/rpc/session_conversion.h"
@@ -17,7 +18,7 @@
 namespace mmfree {
 namespace {
 
-// Owns itself: gRPC calls OnDone last. Until the stream exists nothing but the thread that prepares
+// Owns itself: gRPC calls OnDone last. Until the source exists nothing but the thread that prepares
 // it may finish the RPC, so an early OnCancel is only noted.
 class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                               private EventWriter {
@@ -48,17 +49,17 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     Finish(status);
   }
 
-  void OnWriteDone(bool ok) override { stream()->OnWriteDone(ok); }
+  void OnWriteDone(bool ok) override { source()->OnWriteDone(ok); }
 
   void OnCancel() override {
     const bool deadline_passed = call_.deadline_passed();
-    std::shared_ptr<GenerationStream> stream;
+    std::shared_ptr<EventSource> source;
     {
       absl::MutexLock lock(&mu_);
       cancelled_ = true;
-      stream = stream_;
+      source = source_;
     }
-    if (stream != nullptr) stream->OnCancel(deadline_passed);
+    if (source != nullptr) source->OnCancel(deadline_passed);
   }
 
   void OnDone() override { delete this; }
@@ -108,6 +109,19 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
           std::make_shared<TextStop>(OutputText(&engine->tokenizer(), starts_text, options.text));
     }
     EventWriter* const self = this;
+    if (request_->candidates() > 1) {
+      // The state is all that is needed of the turn: no session, and none to return.
+      if (turn != nullptr) turn->Attach(&*request);
+      turn.reset();
+      const auto group = std::make_shared<CandidateGroup>(request_->candidates(), options, engine,
+                                                          *std::move(request), self);
+      if (Publish(group)) {
+        group->Start();
+      } else {
+        Finish(call_.CancelStatus());
+      }
+      return;
+    }
     EventWriter* writer = self;
     Turn* const attached = turn.get();
     if (turn != nullptr) {
@@ -117,13 +131,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     }
     const auto stream =
         std::make_shared<GenerationStream>(options, engine, request->prompt, writer);
-    bool cancelled;
-    {
-      absl::MutexLock lock(&mu_);
-      cancelled = cancelled_;
-      if (!cancelled) stream_ = stream;
-    }
-    if (cancelled) {
+    if (!Publish(stream)) {
       writer->Finish(call_.CancelStatus());
       return;
     }
@@ -135,9 +143,16 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     GenerationStream::Start(stream, *std::move(request));
   }
 
-  std::shared_ptr<GenerationStream> stream() {
+  // False when the RPC was cancelled before.
+  bool Publish(std::shared_ptr<EventSource> source) {
     absl::MutexLock lock(&mu_);
-    return stream_;
+    if (!cancelled_) source_ = std::move(source);
+    return !cancelled_;
+  }
+
+  std::shared_ptr<EventSource> source() {
+    absl::MutexLock lock(&mu_);
+    return source_;
   }
 
   // EventWriter.
@@ -154,7 +169,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   std::unique_ptr<TurnWriter> turn_writer_;  // null without a context
   absl::Mutex mu_;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
-  std::shared_ptr<GenerationStream> stream_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<EventSource> source_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace

@@ -23,6 +23,7 @@ GenerationStream::GenerationStream(Options options, Engine* engine,
       prompt_(options_.echo || options_.prompt_logprobs
                   ? std::vector<int32_t>(prompt.begin(), prompt.end())
                   : std::vector<int32_t>()),
+      started_sent_(!options_.announce),
       prompt_decoder_(&engine->tokenizer(), /*starts_text=*/true),
       text_(&engine->tokenizer(), options_.starts_text, options_.text) {}
 
@@ -165,12 +166,14 @@ void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool 
   // Text that was held back goes out before `finished`; nothing is held back then.
   if (std::string tail = text_.Finish(); !tail.empty()) {
     event_.Clear();
+    event_.mutable_delta()->set_candidate(options_.candidate);
     event_.mutable_delta()->set_text(std::move(tail));
     writer_->Write(event_);
     return;
   }
   event_.Clear();
   v1::GenerationFinished* finished = event_.mutable_finished();
+  finished->set_candidate(options_.candidate);
   ToProto(*result, finished);
   if (result->reason == FinishReason::kStopString && text_.matched() != nullptr) {
     finished->set_stop_string(*text_.matched());
@@ -215,6 +218,7 @@ void GenerationStream::MakePrompt() {
 bool GenerationStream::MakeDelta() {
   event_.Clear();
   v1::GenerationDelta* delta = event_.mutable_delta();
+  delta->set_candidate(options_.candidate);
   for (const SampledToken& token : in_flight_) {
     delta->mutable_text()->append(text_.Append(token.token));
     if (options_.return_token_ids) delta->add_token_ids(token.token);

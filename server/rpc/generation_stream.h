@@ -36,12 +36,23 @@ class EventWriter {
   virtual void Finish(const absl::Status& status) = 0;
 };
 
+// What a transport tells of a streaming RPC. Thread-safe.
+class EventSource {
+ public:
+  virtual ~EventSource() = default;
+  // The write in flight is done. `ok` is false when the client is gone.
+  virtual void OnWriteDone(bool ok) = 0;
+  // The client is gone or its deadline has passed. `deadline_passed`: the engine ends the request
+  // on its own with DEADLINE_EXCEEDED, which a cancel would turn into CANCELLED.
+  virtual void OnCancel(bool deadline_passed) = 0;
+};
+
 // Tokens that arrive while a write is in flight leave together in the next message, so memory is
 // bounded by what the engine lets a stream lag behind (backlog()).
 //
 // Thread-safe. Held by the engine (as the sink) and by the transport; whichever of them lets go
 // last destroys it. The writer is not touched after the call that ends the RPC.
-class GenerationStream final : public GenerationSink {
+class GenerationStream final : public GenerationSink, public EventSource {
  public:
   struct Options {
     std::string request_id;
@@ -52,6 +63,8 @@ class GenerationStream final : public GenerationSink {
     bool prompt_logprobs = false;  // as the request
     bool echo = false;
     bool starts_text = true;  // the output is the start of all text
+    bool announce = true;     // send `started`
+    uint32_t candidate = 0;
     OutputText::Options text;
   };
 
@@ -68,11 +81,9 @@ class GenerationStream final : public GenerationSink {
   void OnFinished(const absl::StatusOr<GenerationResult>& result) override;
   size_t backlog() const override { return backlog_.load(std::memory_order_relaxed); }
 
-  // From the transport. `ok` is false when the client is gone.
-  void OnWriteDone(bool ok);
-  // The client is gone or its deadline has passed. `deadline_passed`: the engine ends the request
-  // on its own with DEADLINE_EXCEEDED, which a cancel would turn into CANCELLED.
-  void OnCancel(bool deadline_passed);
+  // From the transport.
+  void OnWriteDone(bool ok) override;
+  void OnCancel(bool deadline_passed) override;
 
  private:
   // Sends what is next unless a write is in flight or there is nothing to send.
@@ -110,7 +121,7 @@ class GenerationStream final : public GenerationSink {
   // members below and the writer.
   bool busy_ ABSL_GUARDED_BY(mu_) = false;
 
-  bool started_sent_ = false;
+  bool started_sent_;       // or not to be sent
   size_t prompt_sent_ = 0;  // tokens of prompt_
   StreamDecoder prompt_decoder_;
   OutputText text_;

@@ -85,7 +85,9 @@ void CheckTurn(const v1::GenerateRequest& request, Violations* violations) {
   const bool has_turn = request.context_case() != v1::GenerateRequest::CONTEXT_NOT_SET ||
                         request.response().return_state();
   if (!has_turn) return;
-  if (candidates != 1) violations->AddUnimplemented("candidates");
+  if (candidates != 1 && request.response().return_state()) {
+    violations->AddUnimplemented("response.return_state");
+  }
   if (request.stopping().stop_strings_size() > 0) {
     violations->AddUnimplemented("stopping.stop_strings");
   }
@@ -250,7 +252,6 @@ void CheckPriority(v1::Priority priority, Violations* violations) {
 void CheckCandidates(const v1::GenerateRequest& request, Violations* violations) {
   const uint32_t candidates = request.has_candidates() ? request.candidates() : 1;
   violations->CheckRange<int64_t>("candidates", candidates, 1, kMaxCandidates);
-  if (candidates != 1) violations->AddUnimplemented("candidates");
   if (request.has_best_of()) {
     violations->CheckRange<int64_t>("best_of", request.best_of(), candidates, kMaxCandidates);
     if (request.best_of() != candidates) violations->AddUnimplemented("best_of");

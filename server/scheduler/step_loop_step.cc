@@ -82,7 +82,8 @@ void StepLoop::CaptureState(RequestState* request) {
       request->max_new_tokens > 0) {
     return;
   }
-  ReadFinalState(request, request->fed, {request->tokens.back()});
+  // Not back(): a target for scores may stand behind the prompt.
+  ReadFinalState(request, request->fed, {request->tokens[request->prompt_tokens - 1]});
 }
 
 void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {

@@ -56,6 +56,24 @@ TEST_F(ClientTest, GeneratePrintsExactlyTheText) {
   EXPECT_THAT(from_file.err, HasSubstr("20 tokens"));
 }
 
+TEST_F(ClientTest, CandidatesArePrintedWholeOneAfterTheOther) {
+  StartServer();
+  const std::vector<std::string> arguments = {"generate", "--prompt=Once upon a time",
+                                              "--max_tokens=20", "--seed=4", "--candidates=3"};
+  const ProgramResult result = Run(arguments);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  v1::GenerateRequest request = GreedyRequest("Once upon a time", 20);
+  request.mutable_sampling()->clear_temperature();
+  request.mutable_sampling()->set_seed(4);
+  request.set_candidates(3);
+  std::vector<std::string> texts(3);
+  for (const v1::GenerateResponse& event : Generate(request).events) {
+    texts.at(event.delta().candidate()) += event.delta().text();
+  }
+  EXPECT_EQ(result.out, absl::StrCat("[candidate 0]\n", texts[0], "\n[candidate 1]\n", texts[1],
+                                     "\n[candidate 2]\n", texts[2], "\n"));
+}
+
 TEST_F(ClientTest, GenerateJsonIsAnEventALine) {
   StartServer();
   const ProgramResult result = Run({"--json", "generate", "--prompt=Once", "--max_tokens=6",

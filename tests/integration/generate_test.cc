@@ -173,6 +173,99 @@ TEST_F(GenerateTest, LogprobsAreThoseOfScore) {
   }
 }
 
+// The ids of each candidate.
+std::vector<std::vector<int32_t>> IdsOf(const Generation& generation, size_t candidates) {
+  std::vector<std::vector<int32_t>> ids(candidates);
+  for (const v1::GenerateResponse& event : generation.events) {
+    std::vector<int32_t>& of_candidate = ids.at(event.delta().candidate());
+    of_candidate.insert(of_candidate.end(), event.delta().token_ids().begin(),
+                        event.delta().token_ids().end());
+  }
+  return ids;
+}
+
+TEST_F(GenerateTest, CandidatesShareThePromptAndTheFirstIsTheLoneOutput) {
+  const std::string text = "Once upon a time there was an old woman who lived in a small house";
+  v1::GenerateRequest request = GreedyRequest(text, 40);
+  request.mutable_sampling()->set_temperature(1.0f);
+  request.mutable_sampling()->set_seed(5);
+  request.mutable_sampling()->set_frequency_penalty(0.5f);
+  request.mutable_sampling()->set_top_k(50);
+  request.mutable_stopping()->add_stop_strings(".");
+  request.mutable_response()->set_echo(true);
+  request.mutable_response()->set_prompt_logprobs(true);
+  request.mutable_response()->set_logprobs(true);
+  const Generation alone = Generate(request);
+  ASSERT_TRUE(alone.status.ok());
+  const double before = Metric("mmfree_prompt_tokens_total{");
+  request.set_candidates(4);
+  const Generation several = Generate(request);
+  ASSERT_TRUE(several.status.ok()) << several.status.error_message();
+  const double prompt_tokens = static_cast<double>(several.started.prompt_tokens());
+  EXPECT_EQ(Metric("mmfree_prompt_tokens_total{") - before, prompt_tokens + 4);
+
+  const std::vector<std::vector<int32_t>> ids = IdsOf(several, 4);
+  EXPECT_EQ(ids[0], alone.token_ids);
+  EXPECT_NE(ids[1], ids[0]);
+  EXPECT_NE(ids[2], ids[1]);
+  std::vector<float> prompt_logprobs[2];
+  std::string echo[2];
+  int finished = 0;
+  for (const bool of_several : {false, true}) {
+    for (const v1::GenerateResponse& event : (of_several ? several : alone).events) {
+      for (const auto& logprob : event.prompt().logprobs()) {
+        prompt_logprobs[of_several].push_back(logprob.logprob());
+      }
+      echo[of_several] += event.prompt().text();
+      if (!of_several || !event.has_finished()) continue;
+      ++finished;
+      EXPECT_EQ(event.finished().usage().prompt_tokens(), several.started.prompt_tokens());
+      if (event.finished().candidate() > 0) continue;
+      EXPECT_EQ(event.finished().finish_reason(), alone.finished.finish_reason());
+      EXPECT_EQ(event.finished().stop_string(), alone.finished.stop_string());
+      EXPECT_EQ(event.finished().cumulative_logprob(), alone.finished.cumulative_logprob());
+    }
+  }
+  EXPECT_EQ(finished, 4);
+  EXPECT_EQ(echo[true], echo[false]);
+  EXPECT_EQ(prompt_logprobs[true], prompt_logprobs[false]);
+
+  request.mutable_sampling()->set_temperature(0.0f);
+  request.clear_candidates();
+  const Generation greedy = Generate(request);
+  request.set_candidates(3);
+  for (const auto& output : IdsOf(Generate(request), 3)) EXPECT_EQ(output, greedy.token_ids);
+}
+
+TEST_F(GenerateTest, CandidatesOfAVanishedClientFreeTheirRows) {
+  v1::GenerateRequest request = EndlessRequest();
+  request.set_candidates(6);
+  grpc::ClientContext context;
+  const auto reader = inference_->Generate(&context, request);
+  v1::GenerateResponse event;
+  ASSERT_TRUE(reader->Read(&event));
+  ASSERT_TRUE(AwaitLoad([](const auto& load) { return load.running() == 6; }));
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  ExpectIdle();
+}
+
+TEST_F(LiveServer, TheMostCandidatesFinishWithTwoSlots) {
+  StartServer({"--max_sessions=2"});
+  v1::GenerateRequest request = GreedyRequest("Once upon a time", 16);
+  request.mutable_sampling()->set_temperature(1.0f);
+  request.mutable_sampling()->set_seed(3);
+  const Generation alone = Generate(request);
+  request.set_candidates(64);
+  const Generation generation = Generate(request);
+  ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
+  int finished = 0;
+  for (const v1::GenerateResponse& event : generation.events) finished += event.has_finished();
+  EXPECT_EQ(finished, 64);
+  EXPECT_EQ(IdsOf(generation, 64)[0], alone.token_ids);
+  ExpectIdle();
+}
+
 TEST_F(GenerateTest, BadInputGetsItsCodeAndField) {
   const auto expect = [this](const char* what, const v1::GenerateRequest& request,
                              grpc::StatusCode code, const std::string& field) {

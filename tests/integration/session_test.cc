@@ -246,6 +246,27 @@ TEST_F(SessionTest, TheCallerCanKeepTheStateItself) {
   }
 }
 
+TEST_F(SessionTest, CandidatesGoOnFromTheCallersState) {
+  Start({"--session_store=none"});
+  v1::GenerateRequest first = Sampled(10);
+  first.set_text("Once upon a time");
+  first.mutable_response()->set_return_state(true);
+  v1::GenerateRequest second = Sampled(12);
+  *second.mutable_state() = Generate(first).finished.state();
+  second.set_text(" and then");
+  const Generation alone = Generate(second);
+  second.set_candidates(3);
+  const Generation several = Generate(second);
+  ASSERT_TRUE(several.status.ok()) << several.status.error_message();
+  EXPECT_EQ(several.started.prompt_tokens(), alone.started.prompt_tokens());
+  std::vector<int32_t> ids;
+  for (const v1::GenerateResponse& event : several.events) {
+    if (event.delta().candidate() > 0) continue;
+    ids.insert(ids.end(), event.delta().token_ids().begin(), event.delta().token_ids().end());
+  }
+  EXPECT_EQ(ids, alone.token_ids);
+}
+
 TEST_F(SessionTest, ATurnThatDoesNotEndWellNeverHappened) {
   Start();
   Mirror mirror = {Create(), {}, 0};

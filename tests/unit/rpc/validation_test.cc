@@ -191,7 +191,11 @@ INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                                 r->mutable_response()->set_prompt_logprobs(true);
                                 r->mutable_response()->set_top_logprobs(2);
                               }},
-                             {"candidates", [](R* r) { r->set_candidates(2); }},
+                             {"response.return_state",
+                              [](R* r) {
+                                r->set_candidates(2);
+                                r->mutable_response()->set_return_state(true);
+                              }},
                              {"best_of", [](R* r) { r->set_best_of(2); }},
                              {"cache_salt", [](R* r) { r->set_cache_salt("salt"); }},
                              {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
