@@ -21,6 +21,8 @@ namespace {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 constexpr int kMaxPending = 1;
+// Counts above it are no counts: what is added to them in a session's life must not overflow.
+constexpr int64_t kMaxCount = int64_t{1} << 62;
 
 struct PayloadFormat {
   TensorType type;
@@ -146,7 +148,9 @@ absl::StatusOr<SessionState> DecodeCheckpoint(const v1::SessionCheckpoint& check
                                                       body.model_digest().substr(0, 64),
                                                       ", not of ", shape.digest));
   }
-  if (body.token_count() < 0 || body.pending_token_ids_size() > kMaxPending ||
+  if (body.token_count() < 0 || body.token_count() > kMaxCount ||
+      body.turn() > static_cast<uint64_t>(kMaxCount) ||
+      body.pending_token_ids_size() > kMaxPending ||
       body.last_token_ids_size() > static_cast<int>(kMaxLastTokens) ||
       body.last_token_ids_size() > body.token_count()) {
     return absl::DataLossError("the checkpoint's token counts contradict each other");

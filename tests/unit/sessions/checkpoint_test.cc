@@ -1,6 +1,7 @@
 #include "server/sessions/checkpoint.h"
 
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -138,6 +139,11 @@ TEST(Checkpoint, AWellChecksummedLieIsDataLoss) {
   using Body = v1::SessionCheckpointBody;
   expect(Forged([](Body* b) { b->set_token_count(-1); }), "token counts");
   expect(Forged([](Body* b) { b->set_token_count(4); }), "token counts");
+  // Counting on from these would overflow.
+  expect(Forged([](Body* b) { b->set_token_count(std::numeric_limits<int64_t>::max()); }),
+         "token counts");
+  expect(Forged([](Body* b) { b->set_turn(std::numeric_limits<uint64_t>::max()); }),
+         "token counts");
   expect(Forged([](Body* b) { b->add_pending_token_ids(1); }), "token counts");
   expect(Forged([](Body* b) { b->set_pending_token_ids(0, 100); }), "pending_token_ids");
   expect(Forged([](Body* b) { b->set_last_token_ids(2, -1); }), "last_token_ids");
