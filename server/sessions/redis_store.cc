@@ -115,13 +115,17 @@ class RedisStore final : public SessionStore {
 
     // Before the session is there: a list leaves out what is not.
     if (!change.expected.has_value()) {
-      MMFREE_RETURN_IF_ERROR(
-          redis_.Command({"SADD", OwnerKey(change.name.owner), change.name.id}).status());
+      MMFREE_RETURN_IF_ERROR(AddToOwner(change.name));
     }
     MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command(command));
     const absl::string_view answer =
         reply->type == REDIS_REPLY_STRING ? Text(*reply) : absl::string_view();
-    if (answer == "OK") return absl::OkStatus();
+    if (answer == "OK") {
+      // Again: who found no session before may just have taken its id out. The session is there
+      // whatever becomes of this.
+      if (!change.expected.has_value()) AddToOwner(change.name).IgnoreError();
+      return absl::OkStatus();
+    }
     if (answer == "EXISTS") return SessionExists(change.name);
     if (answer == "GONE") return NoSuchSession(change.name);
     if (answer == "MOVED") return SessionMovedOn(change.name);
@@ -133,7 +137,7 @@ class RedisStore final : public SessionStore {
     const absl::Status present = Read(name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
     MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command({"DEL", SessionKeyOf(name)}));
-    MMFREE_RETURN_IF_ERROR(redis_.Command({"SREM", OwnerKey(name.owner), name.id}).status());
+    MMFREE_RETURN_IF_ERROR(RemoveFromOwner(name));
     return reply->integer == 1 ? absl::OkStatus() : NoSuchSession(name);
   }
 
@@ -148,7 +152,7 @@ class RedisStore final : public SessionStore {
       } else if (absl::IsUnavailable(stored.status())) {
         return stored.status();
       } else if (absl::IsNotFound(stored.status())) {
-        MMFREE_RETURN_IF_ERROR(redis_.Command({"SREM", OwnerKey(owner), name.id}).status());
+        MMFREE_RETURN_IF_ERROR(RemoveFromOwner(name));
       }
     }
     return absl::OkStatus();
@@ -158,6 +162,17 @@ class RedisStore final : public SessionStore {
   absl::StatusOr<int64_t> RemoveExpired(int64_t) override { return 0; }
 
  private:
+  absl::Status AddToOwner(const SessionName& name) {
+    return redis_.Command({"SADD", OwnerKey(name.owner), name.id}).status();
+  }
+
+  // Takes out the id of a session that is gone. One of that name may be made meanwhile, here or by
+  // a replica: if it is there now its id is put back, and if it comes later its maker does so.
+  absl::Status RemoveFromOwner(const SessionName& name) {
+    MMFREE_RETURN_IF_ERROR(redis_.Command({"SREM", OwnerKey(name.owner), name.id}).status());
+    return absl::IsNotFound(Read(name).status()) ? absl::OkStatus() : AddToOwner(name);
+  }
+
   const RedisStoreOptions options_;
   RedisConnections redis_;
 };

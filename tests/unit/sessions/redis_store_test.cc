@@ -3,6 +3,8 @@
 
 #include <prometheus/registry.h>
 
+#include <thread>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/sessions/session_table.h"
@@ -104,6 +106,30 @@ TEST_F(RedisStoreTest, TwoServersShareSessionsAndNeverBothCommitOneTurn) {
   EXPECT_THAT((*on_a)->Commit(StateAt(3)), StatusIs(absl::StatusCode::kAborted, _));
   EXPECT_EQ(a->Read(name_, std::nullopt, kShape)->state.token_count, 2);
   EXPECT_EQ(a->List("alice", "", 10, "")->sessions.size(), 1u);
+}
+
+// Deleting and listing take out the ids of sessions that are gone; one that is made again at that
+// moment must not be taken out with them.
+TEST_F(RedisStoreTest, ASessionMadeWhileItsNameIsCleanedUpIsListed) {
+  const auto first = MakeTable();
+  const auto second = MakeTable();
+  constexpr int kRounds = 200;
+  for (int round = 0; round < kRounds; ++round) {
+    ASSERT_THAT(first->Create(name_, "m", kShape.digest, StateAt(0), std::nullopt), IsOk());
+    std::thread remover([&] { ASSERT_THAT(first->Delete(name_), IsOk()); });
+    std::thread lister([&] { ASSERT_THAT(first->List(name_.owner, "", 10, ""), IsOk()); });
+    absl::StatusOr<SessionInfo> made;
+    do {
+      made = second->Create(name_, "m", kShape.digest, StateAt(0), std::nullopt);
+    } while (absl::IsAlreadyExists(made.status()));
+    remover.join();
+    lister.join();
+    ASSERT_THAT(made, IsOk());
+    const auto page = second->List(name_.owner, "", 10, "");
+    ASSERT_THAT(page, IsOk());
+    ASSERT_EQ(page->sessions.size(), 1) << "in round " << round;
+    ASSERT_THAT(second->Delete(name_), IsOk());
+  }
 }
 
 TEST(RedisAddress, IsHostAndPort) {
