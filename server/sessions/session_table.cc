@@ -77,6 +77,7 @@ SessionTable::SessionTable(Options options, std::unique_ptr<SessionStore> store,
       store_(MakeMeteredStore(std::move(store), metrics)),
       metrics_(metrics),
       cache_(store_->in_memory() ? 0 : options_.host_cache_bytes) {
+  UpdateStored();
   if (options_.sweep_interval == absl::InfiniteDuration()) return;
   sweeper_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "mmfree-sweep");
@@ -192,6 +193,7 @@ absl::StatusOr<SessionInfo> SessionTable::CreateWith(SessionRecord record, Share
   present.revision = revision;
   present.bytes = static_cast<int64_t>(checkpoint->size());
   MMFREE_RETURN_IF_ERROR(Commit(record, std::nullopt, revision, std::move(checkpoint), {}));
+  UpdateStored();
   return InfoOf(record);
 }
 
@@ -287,7 +289,14 @@ absl::StatusOr<SessionTable::ReadResult> SessionTable::Read(const SessionName& n
 }
 
 absl::Status SessionTable::Delete(const SessionName& name) {
+  // What to forget with it; a record that is damaged or away cannot tell, and the cache's LRU will.
+  const absl::StatusOr<Loaded> loaded = Load(name);
   MMFREE_RETURN_IF_ERROR(store_->Delete(name));
+  if (loaded.ok()) {
+    for (const KeptTurn& kept : loaded->record.kept) cache_.Erase(kept.revision);
+    metrics_->SetHostCacheBytes(cache_.bytes());
+  }
+  UpdateStored();
   std::function<void()> on_delete;
   {
     absl::MutexLock lock(&mutex_);
@@ -394,6 +403,10 @@ void SessionTable::Sweep() {
     metrics_->CountExpired(*removed);
     if (*removed < kSweepBatch) break;
   }
+  UpdateStored();
+}
+
+void SessionTable::UpdateStored() {
   if (const std::optional<int64_t> count = store_->count()) metrics_->SetStored(*count);
 }
 

@@ -120,6 +120,8 @@ class SessionTable {
                       uint64_t revision, SharedBytes checkpoint, std::vector<uint64_t> obsolete);
   absl::StatusOr<SessionInfo> CreateWith(SessionRecord record, SharedBytes checkpoint);
   SessionInfo InfoOf(const SessionRecord& record) const;
+  // Tells the metrics how many sessions the store has.
+  void UpdateStored();
   void RunSweeps();
 
   const Options options_;

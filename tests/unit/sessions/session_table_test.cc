@@ -316,6 +316,25 @@ TEST_F(SessionTableTest, IdleStatesLeaveTheHostCacheByLruAndComeBack) {
   EXPECT_EQ(table_->Get({"alice", "a"})->tier, SessionTier::kHost);
 }
 
+TEST_F(SessionTableTest, DeletedSessionsLeaveNothingInTheHostCacheOrTheMetrics) {
+  const auto gauge = [this](const std::string& name) {
+    for (const prometheus::MetricFamily& family : registry_.Collect()) {
+      if (family.name == name) return family.metric.at(0).gauge.value;
+    }
+    return -1.0;
+  };
+  ASSERT_THAT(Create("s"), IsOk());
+  ASSERT_THAT(Create("t"), IsOk());
+  ASSERT_THAT(Turn(name_, 3), IsOk());
+  EXPECT_EQ(gauge("mmfree_sessions_stored"), 2);
+  EXPECT_GT(gauge("mmfree_session_host_cache_bytes"), 0);
+  ASSERT_THAT(table_->Delete(name_), IsOk());
+  EXPECT_EQ(gauge("mmfree_sessions_stored"), 1);
+  ASSERT_THAT(table_->Delete({"alice", "t"}), IsOk());
+  EXPECT_EQ(gauge("mmfree_sessions_stored"), 0);
+  EXPECT_EQ(gauge("mmfree_session_host_cache_bytes"), 0);
+}
+
 TEST_F(SessionTableTest, DamageIsDataLossForThatSessionAlone) {
   MakeTable({.host_cache_bytes = 0});
   for (const char* id : {"damaged", "lost", "whole"}) {
