@@ -7,10 +7,16 @@
 namespace mmfree {
 
 absl::Status AdmissionControl::Admit(Priority priority, int64_t prompt_tokens, int64_t requests) {
+  if (prompt_tokens > options_.max_queue_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", prompt_tokens, " tokens, more than the ",
+                     options_.max_queue_tokens, " that may ever wait (--max_queue_tokens)"));
+  }
   const int64_t present = waiting() + running() + evicted();
   if (present + requests > int64_t{options_.capacity} + options_.max_queue) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the queue is full: ", running(), " requests run and ", waiting() + evicted(), " wait"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", present, " requests are admitted, of which ",
+                     options_.capacity, " can run at once and ", options_.max_queue, " may wait"));
   }
   if (counts_.waiting_tokens + prompt_tokens > options_.max_queue_tokens) {
     return absl::ResourceExhaustedError(absl::StrCat(

@@ -31,7 +31,8 @@ class AdmissionControl {
 
   explicit AdmissionControl(const Options& options) : options_(options) {}
 
-  // Counts `requests` of a class as waiting, all or none, or RESOURCE_EXHAUSTED naming the limit.
+  // Counts `requests` of a class as waiting, all or none, or RESOURCE_EXHAUSTED naming the limit;
+  // INVALID_ARGUMENT when the prompt alone exceeds it, so that no retry can help.
   absl::Status Admit(Priority priority, int64_t prompt_tokens, int64_t requests = 1);
 
   // Adds what the step thread saw move: the change of each count.

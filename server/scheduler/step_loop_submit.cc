@@ -132,7 +132,7 @@ absl::Status StepLoop::Admit(const RequestState& request) {
   if (draining_) return absl::UnavailableError("the server is draining");
   if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
   absl::Status admitted = admission_.Admit(request.priority, request.prompt_tokens);
-  if (admitted.ok()) return admitted;
+  if (!absl::IsResourceExhausted(admitted)) return admitted;
   return absl::Status(admitted.code(),
                       absl::StrCat(admitted.message(), "; one that comes now would wait about ",
                                    absl::FormatDuration(EstimatedWait(request.priority))));

@@ -54,6 +54,22 @@ TEST(AdmissionControlTest, PromptTokensThatWaitAreBounded) {
   EXPECT_EQ(admission.waiting_tokens(), 1000);
 }
 
+TEST(AdmissionControlTest, APromptThatCanNeverWaitIsNotToldToComeAgain) {
+  AdmissionControl admission({.capacity = 2, .max_queue = 100, .max_queue_tokens = 1000});
+  EXPECT_EQ(admission.Admit(Priority::kNormal, 1001).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(admission.empty());
+  EXPECT_TRUE(admission.Admit(Priority::kNormal, 1000).ok());
+}
+
+TEST(AdmissionControlTest, AFullQueueNamesItsLimits) {
+  AdmissionControl admission({.capacity = 1, .max_queue = 4, .max_queue_tokens = 1000});
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(admission.Admit(Priority::kNormal, 1).ok());
+  // None has been given its slot yet: that is no fifth one that waits.
+  EXPECT_EQ(
+      admission.Admit(Priority::kNormal, 1).message(),
+      "the queue is full: 5 requests are admitted, of which 1 can run at once and 4 may wait");
+}
+
 TEST(AdmissionControlTest, SeveralRequestsAreAdmittedTogetherOrNotAtAll) {
   AdmissionControl admission({.capacity = 2, .max_queue = 2, .max_queue_tokens = 1000});
   EXPECT_FALSE(admission.Admit(Priority::kNormal, 10, 5).ok());
