@@ -22,6 +22,11 @@ Policy::Options WithSlots(Policy::Options options, const BackendInfo& info) {
   return options;
 }
 
+// Prompt tokens of one request in one step at most.
+int64_t FullChunk(const Policy::Options& options) {
+  return std::min(options.prefill_chunk, options.step_token_budget);
+}
+
 }  // namespace
 
 StepLoop::StepLoop(const Options& options, std::unique_ptr<Backend> backend, ModelMetrics* metrics)
@@ -30,7 +35,9 @@ StepLoop::StepLoop(const Options& options, std::unique_ptr<Backend> backend, Mod
       metrics_(metrics),
       admission_({Policy::Capacity(WithSlots(options.policy, backend_->info())), options.max_queue,
                   options.max_queue_tokens}),
+      throughput_(FullChunk(WithSlots(options.policy, backend_->info()))),
       policy_(WithSlots(options.policy, backend_->info())),
+      current_throughput_(throughput_),
       delivery_(options.delivery_threads) {
   {
     absl::MutexLock lock(&mutex_);

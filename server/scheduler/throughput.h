@@ -14,6 +14,9 @@ namespace mmfree {
 // Exponential averages over busy time, so that idle hours do not count. Not thread-safe.
 class Throughput {
  public:
+  // `full_chunk`: prompt tokens from which on a step is as good as any at feeding prompts.
+  explicit Throughput(int64_t full_chunk) : full_chunk_(full_chunk) {}
+
   // A step took `time`, and `left` requests ended since the one before.
   void Observe(absl::Duration time, int64_t decode_rows, int64_t prompt_tokens, int64_t left) {
     ++steps_;
@@ -24,7 +27,9 @@ class Throughput {
       // What decoding rows add is known from steps without prompts, roughly; a prompt's share is
       // the rest, but never nothing.
       const absl::Duration decoding = decode_rows > 0 ? decode_step_ : absl::ZeroDuration();
-      prompt_token_ = Blend(prompt_token_, std::max(time - decoding, time / 8) / prompt_tokens);
+      const absl::Duration token = std::max(time - decoding, time / 8) / prompt_tokens;
+      prompt_token_ = Blend(prompt_token_, token);
+      if (prompt_tokens >= full_chunk_) full_chunk_token_ = Blend(full_chunk_token_, token);
     }
     since_departure_ += time;
     if (left == 0) return;
@@ -40,10 +45,12 @@ class Throughput {
   }
 
   // The least time that feeding so many prompt tokens and then emitting `new_tokens` takes, when
-  // nothing stands in the way; zero while too little has been measured.
+  // nothing stands in the way; zero while too little has been measured. Only steps with a full
+  // chunk tell what a long prompt takes: a step costs time whatever it holds, so that a token of a
+  // tiny prompt can take a hundred times as long as one of a long prompt.
   absl::Duration ServiceTime(int64_t prompt_tokens, int64_t new_tokens) const {
     if (steps_ < kStepsToTrust) return absl::ZeroDuration();
-    return prompt_token_ * prompt_tokens + decode_step_ * std::max<int64_t>(new_tokens - 1, 0);
+    return full_chunk_token_ * prompt_tokens + decode_step_ * std::max<int64_t>(new_tokens - 1, 0);
   }
 
   // Prompt tokens that a step with decoding rows has time for: until `target` in all, or as long
@@ -67,10 +74,12 @@ class Throughput {
     return average == absl::ZeroDuration() ? sample : average + (sample - average) / 16;
   }
 
+  int64_t full_chunk_;
   int64_t steps_ = 0;
   absl::Duration step_;
-  absl::Duration decode_step_;   // of steps without prompts
-  absl::Duration prompt_token_;  // of steps with prompts, what decoding took aside
+  absl::Duration decode_step_;       // of steps without prompts
+  absl::Duration prompt_token_;      // of steps with prompts, what decoding took aside
+  absl::Duration full_chunk_token_;  // of those with a full chunk
   absl::Duration per_departure_;
   absl::Duration since_departure_;
 };
