@@ -12,6 +12,8 @@ namespace mmfree {
 namespace {
 
 constexpr absl::Duration kStoreRetryDelay = absl::Seconds(1);
+// The last moment a Timestamp can name: the end of the year 9999.
+constexpr int64_t kMaxTimestampSeconds = 253'402'300'799;
 constexpr char kIdRule[] = "must be 1 to 128 characters of letters, digits, '.', '_', '-'";
 
 void ToProto(absl::Time time, google::protobuf::Timestamp* out) {
@@ -99,7 +101,7 @@ void ToProto(const SessionInfo& info, v1::Session* out) {
   out->set_bytes(info.bytes);
   ToProto(info.create_time, out->mutable_create_time());
   ToProto(info.last_use_time, out->mutable_last_use_time());
-  if (info.expire_time != absl::InfiniteFuture()) {
+  if (absl::ToUnixSeconds(info.expire_time) <= kMaxTimestampSeconds) {
     ToProto(info.expire_time, out->mutable_expire_time());
   }
 }

@@ -379,6 +379,10 @@ TEST_F(SessionTest, ErrorsSayWhatIsWrong) {
   again.mutable_ttl()->set_seconds(-1);
   EXPECT_THAT(Call(&v1::SessionService::Stub::CreateSession, again, &created).error_message(),
               HasSubstr("ttl"));
+  // The longest Duration, ten thousand years: it ends where no Timestamp reaches.
+  again.mutable_ttl()->set_seconds(315'576'000'000);
+  EXPECT_TRUE(Call(&v1::SessionService::Stub::CreateSession, again, &created).ok());
+  EXPECT_FALSE(created.session().has_expire_time());
   v1::SessionCheckpoint damaged = Export("s");
   damaged.mutable_body()->back() ^= 1;
   std::string id;
