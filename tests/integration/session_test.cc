@@ -2,6 +2,7 @@
 // is the whole context so far: both must give the same tokens, whatever happened in between.
 #include <signal.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <random>
@@ -429,8 +430,10 @@ TEST_F(SessionTest, KilledAtRandomMomentsLosesNoCommittedTurn) {
       }
     }
     std::vector<std::thread> clients;
+    std::atomic<uint64_t> turns = 0;
+    constexpr uint64_t kEnded = 1'000;  // more than is waited for
     for (auto& [id, turn] : acknowledged) {
-      clients.emplace_back([this, &id = id, &turn = turn] {
+      clients.emplace_back([this, &turns, &id = id, &turn = turn] {
         for (;;) {
           v1::GenerateRequest request = Sampled(4);
           request.set_session_id(id);
@@ -440,23 +443,30 @@ TEST_F(SessionTest, KilledAtRandomMomentsLosesNoCommittedTurn) {
           if (!generation.status.ok()) {
             EXPECT_EQ(generation.status.error_code(), grpc::StatusCode::UNAVAILABLE)
                 << generation.status.error_message();
+            turns.fetch_add(kEnded);
+            turns.notify_one();
             return;
           }
           turn = generation.finished.session_turn();
+          turns.fetch_add(1);
+          turns.notify_one();
         }
       });
     }
-    // The moment of the kill is the random part of the test: it waits for nothing.
-    absl::SleepFor(absl::Milliseconds(20 + random() % 150));
+    // After a random count of turns, however long they take, at a random moment of the next ones.
+    const uint64_t enough = 3 + random() % 10;
+    for (uint64_t done = 0; done < enough; done = turns.load()) turns.wait(done);
+    absl::SleepFor(absl::Microseconds(random() % 20'000));
     server_->Signal(SIGKILL);
     for (std::thread& client : clients) client.join();
     ASSERT_THAT(server_->Wait(), IsOk());
   }
   // The states are those of so many turns, too.
   Start(flags);
+  uint64_t committed = 0;
   for (const auto& [id, unused] : acknowledged) {
     const uint64_t turns = Get(id).turn();
-    EXPECT_GT(turns, 0u);
+    committed += turns;
     Mirror twin = {Create("twin-" + id), {}, 0};
     for (uint64_t turn = 0; turn < turns; ++turn) {
       v1::GenerateRequest request = Sampled(4);
@@ -468,6 +478,7 @@ TEST_F(SessionTest, KilledAtRandomMomentsLosesNoCommittedTurn) {
     ASSERT_TRUE(a.ParseFromString(Export(id).body()) && b.ParseFromString(Export(twin.id).body()));
     EXPECT_EQ(a.SerializeAsString(), b.SerializeAsString()) << id;
   }
+  EXPECT_GE(committed, 3u * static_cast<uint64_t>(cycles));
 }
 
 }  // namespace
