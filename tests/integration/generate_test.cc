@@ -310,12 +310,16 @@ TEST_F(GenerateTest, BadInputGetsItsCodeAndField) {
 TEST_F(GenerateTest, PassedDeadlineEndsAtOnceAndFreesTheRow) {
   const Generation before = Generate(EndlessRequest(), -absl::Seconds(1));
   EXPECT_EQ(before.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  const Generation during = Generate(EndlessRequest(), absl::Milliseconds(300));
-  EXPECT_EQ(during.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_FALSE(during.events.empty());
+  // Long enough that the stream begins, however busy the machine is.
+  Generation during;
+  for (absl::Duration timeout = absl::Milliseconds(300); during.events.empty(); timeout *= 2) {
+    ASSERT_LT(timeout, absl::Minutes(1));
+    during = Generate(EndlessRequest(), timeout);
+    EXPECT_EQ(during.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
   EXPECT_FALSE(during.events.back().has_finished());
   ExpectIdle();
-  EXPECT_EQ(Metric("mmfree_requests_total{model=\"tales\",outcome=\"deadline_exceeded\"}"), 1.0);
+  EXPECT_GE(Metric("mmfree_requests_total{model=\"tales\",outcome=\"deadline_exceeded\"}"), 1.0);
 }
 
 TEST_F(GenerateTest, CancelledStreamFreesItsRow) {
@@ -334,7 +338,7 @@ TEST_F(GenerateTest, KilledClientFreesItsRow) {
   // RunProgram kills what has not ended in time.
   std::thread client([this] {
     const auto killed = server_->Client(
-        {"generate", "--prompt=Once", "--max_tokens=60000", "--ignore_eos"}, absl::Seconds(2));
+        {"generate", "--prompt=Once", "--max_tokens=60000", "--ignore_eos"}, absl::Seconds(4));
     EXPECT_THAT(killed, StatusIs(absl::StatusCode::kDeadlineExceeded, testing::_));
   });
   EXPECT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) { return load.running() == 1; }));

@@ -159,12 +159,12 @@ TEST_F(ServerTest, VanishedClientFreesTheRequest) {
 TEST_F(ServerTest, DeadlineReachesTheEngineAndIsNotACancel) {
   Start();
   auto stream = std::make_unique<Stream>();
-  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(200);
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::seconds(2);
   stream->context.set_deadline(deadline);
   stream->reader = inference_->Generate(&stream->context, TextRequest("Hi"));
   stream->submission = engine_.WaitFor(0);
   const absl::Duration error = stream->submission.generation.deadline - absl::FromChrono(deadline);
-  EXPECT_LT(absl::AbsDuration(error), absl::Milliseconds(100));
+  EXPECT_LT(absl::AbsDuration(error), absl::Seconds(1));
   EXPECT_EQ(stream->reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   engine_.End(stream->submission.handle, absl::DeadlineExceededError("the deadline passed"));
   server_.reset();  // waits for the call to be over
