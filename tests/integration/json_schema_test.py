@@ -5,14 +5,11 @@ The judge is the jsonschema package, which knows nothing of ours. Exits with 77 
 grpcio-tools or jsonschema is not installed.
 """
 
-import argparse
 import concurrent.futures
 import json
 import random
 import re
-import signal
 import sys
-import tempfile
 
 try:
     import jsonschema
@@ -20,7 +17,7 @@ except ImportError as error:
     print(f"SKIPPED: needs jsonschema: {error}")
     sys.exit(77)
 
-from python_client_test import make_stubs, start_server
+import live_server
 
 SCHEMAS = 300
 MAX_NEW_TOKENS = 250
@@ -129,30 +126,14 @@ def check_patterns(stub, pb):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--server", required=True, help="the mmfree-server program")
-    parser.add_argument("--protos", required=True, help="the folder of the protos")
-    parser.add_argument("--model", required=True, help="the demo model")
-    flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        make_stubs(flags.protos, directory)
-        import grpc
+    with live_server.connect(__doc__) as channel:
         from mmfree.v1 import inference_pb2 as pb, inference_pb2_grpc
-        server, port = start_server(flags.server, flags.model, directory)
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                check_patterns(stub, pb)
-                with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                    whole = list(pool.map(lambda seed: check_schema(stub, pb, seed),
-                                          range(SCHEMAS)))
-                # The others were cut at the length: a few may be, most must not.
-                assert sum(whole) > 0.9 * SCHEMAS, f"only {sum(whole)} of {SCHEMAS} were finished"
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
-        finally:
-            server.kill()
-            server.wait()
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        check_patterns(stub, pb)
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            whole = list(pool.map(lambda seed: check_schema(stub, pb, seed), range(SCHEMAS)))
+        # The others were cut at the length: a few may be, most must not.
+        assert sum(whole) > 0.9 * SCHEMAS, f"only {sum(whole)} of {SCHEMAS} were finished"
     print(f"{sum(whole)} of {SCHEMAS} outputs were finished, parsed and validated")
 
 

@@ -5,58 +5,9 @@ Shows that another language's gRPC library understands the services, the typed e
 health protocol and reflection. Exits with 77 (skipped) where grpcio-tools is not installed.
 """
 
-import argparse
-import pathlib
-import signal
-import subprocess
-import sys
-import tempfile
-import time
+import live_server  # first, as it skips the test where gRPC is missing
 
-try:
-    import grpc
-    from grpc_tools import protoc
-except ImportError as error:
-    print(f"SKIPPED: needs grpcio and grpcio-tools: {error}")
-    sys.exit(77)
-
-PROTOS = [
-    "google/rpc/error_details.proto",
-    "google/rpc/status.proto",
-    "grpc/health/v1/health.proto",
-    "mmfree/v1/inference.proto",
-    "mmfree/v1/model.proto",
-    "mmfree/v1/session.proto",
-]
-
-
-def make_stubs(protos, out):
-    # The well-known types of protobuf come with grpcio-tools.
-    include = pathlib.Path(protoc.__file__).parent / "_proto"
-    arguments = ["protoc", f"-I{protos}", f"-I{include}", f"--python_out={out}"]
-    assert protoc.main(arguments + PROTOS) == 0
-    # gRPC's Python packages own the names google.* and grpc.*; only ours get stubs.
-    ours = [name for name in PROTOS if name.startswith("mmfree/")]
-    assert protoc.main(arguments + [f"--grpc_python_out={out}"] + ours) == 0
-    # Generated modules live in packages that exist already; look there too.
-    import google
-    google.__path__.append(str(pathlib.Path(out) / "google"))
-    grpc.__path__.append(str(pathlib.Path(out) / "grpc"))
-    sys.path.insert(0, str(out))
-
-
-def start_server(program, model, directory):
-    ports = pathlib.Path(directory) / "ports"
-    process = subprocess.Popen([
-        program, f"--model={model}", "--backend=cpu", "--listen=127.0.0.1:0", "--metrics_listen=",
-        f"--port_file={ports}"
-    ])
-    deadline = time.monotonic() + 60
-    while not ports.exists():
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server does not serve"
-        time.sleep(0.01)
-    return process, int(ports.read_text().split("=")[1])
+import grpc
 
 
 def check_generation(stub, pb):
@@ -114,31 +65,17 @@ def check_reflection(channel):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--server", required=True, help="the mmfree-server program")
-    parser.add_argument("--protos", required=True, help="the folder of the protos")
-    parser.add_argument("--model", required=True, help="the demo model")
-    flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        make_stubs(flags.protos, directory)
+    with live_server.connect(__doc__) as channel:
         from google.rpc import error_details_pb2, status_pb2
         from grpc.health.v1 import health_pb2
         from mmfree.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
-        server, port = start_server(flags.server, flags.model, directory)
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                check_generation(stub, inference_pb2)
-                check_error(stub, inference_pb2, status_pb2, error_details_pb2)
-                models = model_pb2_grpc.ModelServiceStub(channel)
-                assert models.ListModels(model_pb2.ListModelsRequest()).models[0].name == "tales"
-                check_health(channel, health_pb2)
-                check_reflection(channel)
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
-        finally:
-            server.kill()
-            server.wait()
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        check_generation(stub, inference_pb2)
+        check_error(stub, inference_pb2, status_pb2, error_details_pb2)
+        models = model_pb2_grpc.ModelServiceStub(channel)
+        assert models.ListModels(model_pb2.ListModelsRequest()).models[0].name == "tales"
+        check_health(channel, health_pb2)
+        check_reflection(channel)
     print("all checks passed")
 
 
