@@ -1,7 +1,6 @@
 #include "server/tokenizer/bpe_encoder.h"
 
 #include <algorithm>
-#include <queue>
 
 namespace mmfree {
 namespace {
@@ -106,23 +105,25 @@ void BpeEncoder::EncodePart(absl::string_view text, std::vector<int32_t>* ids) c
   const auto find = [&](const Symbol& symbol, int32_t size) {
     return pieces_.find(text.substr(static_cast<size_t>(symbol.begin), static_cast<size_t>(size)));
   };
-  std::vector<Merge> storage;
-  storage.reserve(symbols.size());
-  std::priority_queue<Merge> merges({}, std::move(storage));
+  std::vector<Merge> merges;  // a heap
+  merges.reserve(symbols.size());
   const auto consider = [&](int32_t left, int32_t right) {
     if (left < 0 || right < 0) return;
     const int32_t size =
         symbols[static_cast<size_t>(left)].size + symbols[static_cast<size_t>(right)].size;
     const auto piece = find(symbols[static_cast<size_t>(left)], size);
-    if (piece != pieces_.end()) merges.push({piece->second.score, left, size});
+    if (piece == pieces_.end()) return;
+    merges.push_back({piece->second.score, left, size});
+    std::push_heap(merges.begin(), merges.end());
   };
   for (size_t i = 1; i < symbols.size(); ++i) {
     consider(static_cast<int32_t>(i) - 1, static_cast<int32_t>(i));
   }
 
   while (!merges.empty()) {
-    const Merge merge = merges.top();
-    merges.pop();
+    std::pop_heap(merges.begin(), merges.end());
+    const Merge merge = merges.back();
+    merges.pop_back();
     Symbol& left = symbols[static_cast<size_t>(merge.left)];
     if (left.size == 0 || left.next < 0) continue;
     Symbol& right = symbols[static_cast<size_t>(left.next)];
