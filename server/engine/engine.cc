@@ -73,8 +73,14 @@ class EngineImpl final : public Engine {
     load.preempted = static_cast<int32_t>(loop.preempted);
     load.tokens_in_flight = loop.tokens_in_flight;
     load.step_time = loop.step_time;
-    load.estimated_wait = loop.estimated_wait;
+    load.estimated_wait = loop.estimated_wait[static_cast<size_t>(Priority::kNormal)];
     return load;
+  }
+
+  Limits limits() const override {
+    return {.requests = int64_t{loop_.capacity()} + options_.max_queue,
+            .queue_tokens = options_.max_queue_tokens,
+            .prompt_tokens = options_.max_queue_tokens};
   }
 
   const std::string& model_name() const override { return options_.model_name; }

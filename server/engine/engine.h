@@ -54,8 +54,9 @@ class Engine {
 
   // Queues a request. On OK the sink is finished exactly once, later, from a delivery thread
   // (possibly before Submit returns). On an error the sink is never called: RESOURCE_EXHAUSTED
-  // (queue full; see Load::estimated_wait), DEADLINE_EXCEEDED (already passed), UNAVAILABLE
-  // (draining or device fault), INVALID_ARGUMENT (a request that validation should have refused).
+  // (queue full; TakeRetryAfter says when to try again), DEADLINE_EXCEEDED (already passed),
+  // UNAVAILABLE (draining or device fault), INVALID_ARGUMENT (a request that validation should have
+  // refused).
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<GenerationSink> sink) = 0;
   virtual absl::StatusOr<RequestHandle> Score(ScoreRequest request,
@@ -80,12 +81,20 @@ class Engine {
     int32_t preempted = 0;  // started, and waiting for a slot again
     int64_t queued_tokens = 0;
     int64_t tokens_in_flight = 0;  // that admitted requests may still take
-    absl::Duration step_time;      // average
+    absl::Duration step_time;      // average; of several devices the longest
     int32_t slots_used = 0;
     int32_t slots_total = 0;
-    absl::Duration estimated_wait;  // for a request that is queued now
+    absl::Duration estimated_wait;  // of a request of normal priority that comes now
   };
   virtual Load load() const = 0;
+
+  // What it admits at once at most, whatever else it does: more can never be taken.
+  struct Limits {
+    int64_t requests = 0;       // running and queued
+    int64_t queue_tokens = 0;   // prompt tokens of those that are queued
+    int64_t prompt_tokens = 0;  // of one request
+  };
+  virtual Limits limits() const = 0;
 
   virtual const std::string& model_name() const = 0;
   virtual const Model& model() const = 0;

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/scheduler/retry_after.h"
 
 namespace mmfree {
 namespace {
@@ -61,6 +63,17 @@ class EngineGroup final : public Engine {
                        [](const auto& member) { return member->healthy(); });
   }
 
+  Limits limits() const override {
+    Limits sum;
+    for (const std::unique_ptr<Engine>& member : members_) {
+      const Limits limits = member->limits();
+      sum.requests += limits.requests;
+      sum.queue_tokens += limits.queue_tokens;
+      sum.prompt_tokens = std::max(sum.prompt_tokens, limits.prompt_tokens);
+    }
+    return sum;
+  }
+
   Load load() const override {
     Load sum;
     sum.estimated_wait = absl::InfiniteDuration();
@@ -68,7 +81,11 @@ class EngineGroup final : public Engine {
       const Load load = member->load();
       sum.queued += load.queued;
       sum.running += load.running;
+      sum.paused += load.paused;
+      sum.preempted += load.preempted;
       sum.queued_tokens += load.queued_tokens;
+      sum.tokens_in_flight += load.tokens_in_flight;
+      sum.step_time = std::max(sum.step_time, load.step_time);
       sum.slots_used += load.slots_used;
       sum.slots_total += load.slots_total;
       if (member->healthy()) sum.estimated_wait = std::min(sum.estimated_wait, load.estimated_wait);
@@ -102,15 +119,18 @@ class EngineGroup final : public Engine {
       Request request, std::shared_ptr<Sink> sink,
       absl::StatusOr<RequestHandle> (Engine::*submit)(Request, std::shared_ptr<Sink>)) {
     absl::Status refusal;
+    absl::Duration retry_after = absl::InfiniteDuration();
     for (const size_t index : Order()) {
       const absl::StatusOr<RequestHandle> handle = (members_[index].get()->*submit)(request, sink);
       if (handle.ok()) return *handle * members_.size() + index;
-      refusal.Update(handle.status());
+      absl::Status status = handle.status();
+      const std::optional<absl::Duration> delay = TakeRetryAfter(&status);
+      if (delay.has_value()) retry_after = std::min(retry_after, *delay);
+      refusal.Update(status);
       // Another member would say the same.
-      if (!absl::IsResourceExhausted(handle.status()) && !absl::IsUnavailable(handle.status())) {
-        break;
-      }
+      if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status)) break;
     }
+    if (retry_after != absl::InfiniteDuration()) SetRetryAfter(retry_after, &refusal);
     return refusal;
   }
 

@@ -1,6 +1,7 @@
 #include "server/rpc/conversion.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,7 @@
 #include "server/base/random.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/status.h"
+#include "server/scheduler/retry_after.h"
 
 namespace mmfree {
 namespace {
@@ -239,8 +241,9 @@ std::string RequestIdOr(absl::string_view request_id) {
 }
 
 absl::Status WithEngineRetryDelay(absl::Status status, const Engine& engine) {
+  const std::optional<absl::Duration> delay = TakeRetryAfter(&status);
   if (absl::IsResourceExhausted(status)) {
-    return WithRetryDelay(std::move(status), engine.load().estimated_wait);
+    return WithRetryDelay(std::move(status), delay.value_or(engine.load().estimated_wait));
   }
   if (absl::IsUnavailable(status)) {
     return WithRetryDelay(std::move(status), kUnavailableRetryDelay);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "server/base/status_macros.h"
+#include "server/rpc/admissible.h"
 #include "server/rpc/call.h"
 #include "server/rpc/conversion.h"
 #include "server/rpc/session_conversion.h"
@@ -115,6 +116,9 @@ class CreateSessionReactor final : public grpc::ServerUnaryReactor {
       Create(SessionState());
       return absl::OkStatus();
     }
+    MMFREE_RETURN_IF_ERROR(CheckPromptAdmissible(*engine_,
+                                                 request_->has_text() ? "text" : "token_ids",
+                                                 static_cast<int64_t>(prompt_.size())));
     GenerationRequest request;
     request.request_id = RequestIdOr("");
     request.prompt = prompt_;

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/rpc/admissible.h"
 #include "server/rpc/call.h"
 #include "server/rpc/candidate_group.h"
 #include "server/rpc/conversion.h"
@@ -86,9 +87,15 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
   void Submit(Engine* engine, std::unique_ptr<Turn> turn) {
     absl::StatusOr<GenerationRequest> request = ToGenerationRequest(
         *request_, *engine, call_.env().limits, turn == nullptr ? SessionState() : turn->start());
-    if (!request.ok()) {
+    absl::Status status = request.status();
+    if (status.ok()) {
+      status = CheckPromptAdmissible(*engine, request_->has_token_ids() ? "token_ids" : "text",
+                                     static_cast<int64_t>(request->prompt.size()));
+    }
+    if (status.ok()) status = CheckAdmissible(*engine, "candidates", request_->candidates());
+    if (!status.ok()) {
       turn.reset();
-      Finish(request.status());
+      Finish(status);
       return;
     }
     request->deadline = call_.deadline();

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/rpc/admissible.h"
 #include "server/rpc/call.h"
 #include "server/rpc/conversion.h"
 #include "server/rpc/score_join.h"
@@ -65,6 +66,11 @@ class ScoreReactor final : public grpc::ServerUnaryReactor {
       request->deadline = call_.deadline();
       request->caller = call_.caller();
       requests.push_back(*std::move(request));
+    }
+    if (const absl::Status status = CheckPromptsAdmissible(*engine, "inputs", requests);
+        !status.ok()) {
+      Finish(call_.Finish(status));
+      return;
     }
     const auto join =
         std::make_shared<ScoreJoin>(engine, response_, [this](const absl::Status& status) {

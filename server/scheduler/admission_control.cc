@@ -1,7 +1,5 @@
 #include "server/scheduler/admission_control.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 
 namespace mmfree {
@@ -35,15 +33,6 @@ void AdmissionControl::Apply(const Counts& changes) {
     counts_.evicted[i] += changes.evicted[i];
   }
   counts_.waiting_tokens += changes.waiting_tokens;
-}
-
-int64_t AdmissionControl::departures_before_next(Priority priority) const {
-  int64_t before = 0;
-  for (size_t i = static_cast<size_t>(priority); i < kNumPriorities; ++i) {
-    before += counts_.waiting[i] + counts_.running[i] + counts_.evicted[i];
-  }
-  // The own class's and higher ones' alone decide: whatever else holds a slot can be preempted.
-  return std::max<int64_t>(0, before + 1 - options_.capacity);
 }
 
 }  // namespace mmfree

@@ -44,10 +44,6 @@ class AdmissionControl {
   int64_t waiting_tokens() const { return counts_.waiting_tokens; }
   bool empty() const { return waiting() + running() + evicted() == 0; }
 
-  // Requests that have to end before one of this class that is admitted now gets a slot. Those of
-  // lower classes do not stand in its way: they wait behind it or give way.
-  int64_t departures_before_next(Priority priority) const;
-
  private:
   static int64_t Sum(const std::array<int64_t, kNumPriorities>& counts) {
     int64_t sum = 0;

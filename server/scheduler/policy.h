@@ -115,6 +115,7 @@ class Policy {
   absl::Span<SchedulerEntry* const> parked() const { return parked_; }
   bool empty() const { return waiting() + running() + parked_.size() == 0; }
 
+  // Constant, so that any thread may ask.
   int32_t capacity() const { return capacity_; }
   // Accounts of callers, as WaitingLine::accounts.
   size_t accounts() const { return line_.accounts(); }

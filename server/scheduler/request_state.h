@@ -42,7 +42,10 @@ struct RequestState : SchedulerEntry {
   int32_t last_token = -1;                        // sampled, to be fed next
   absl::Status read_status;                       // of reading the slot into final_state
   int64_t emitted = 0;
-  int64_t tokens_left = 0;          // that it may still take: of the prompt, and new ones
+  int64_t tokens_left = 0;  // that it may still take: of the prompt, and new ones
+  // Steps that it takes once its prompt is fed: at most, and from its first one on as expected.
+  int64_t expected_steps = 1;
+  int64_t open_steps = 0;  // of these, those that it may end without; none from its first one on
   std::vector<float> saved_state;   // while preempted or parked, [state_floats]
   int64_t least_backlog = 0;        // since it was paused: falls while the client reads
   absl::Time last_read;             // when that was seen to fall
@@ -64,6 +67,11 @@ struct RequestState : SchedulerEntry {
   // Tokens the sink has been given; the step thread reads it now and then.
   std::atomic<int64_t> delivered{0};
 };
+
+// Whether a generation may emit less than it is allowed.
+inline bool MayEndEarly(const RequestState& request) {
+  return !request.end_tokens.empty() || request.stop_condition != nullptr;
+}
 
 inline RequestState* StateOf(SchedulerEntry* entry) { return static_cast<RequestState*>(entry); }
 

@@ -83,18 +83,33 @@ void StepLoop::PlanStep(absl::Time now) {
 
 // What the plan moves between the counts.
 void StepLoop::CountPlan() {
+  const auto started = [this](SchedulerEntry* entry) {
+    ++changes_.running[static_cast<size_t>(entry->priority)];
+    RequestState* const request = StateOf(entry);
+    WorkOf(*entry).AddWaiting(request->expected_steps, request->open_steps, -1);
+    request->expected_steps -=
+        static_cast<int64_t>((1 - current_throughput_.used()) *
+                             static_cast<double>(std::exchange(request->open_steps, 0)));
+    WorkOf(*entry).AddRunning(request->expected_steps, 1);
+  };
   for (const Policy::Preemption& preemption : plan_.preempted) {
-    --changes_.running[static_cast<size_t>(preemption.entry->priority)];
-    ++changes_.evicted[static_cast<size_t>(preemption.entry->priority)];
+    SchedulerEntry* const entry = preemption.entry;
+    --changes_.running[static_cast<size_t>(entry->priority)];
+    ++changes_.evicted[static_cast<size_t>(entry->priority)];
+    // It was paused, and so left out already.
+    if (entry->phase == Phase::kParked) continue;
+    WorkOf(*entry).AddRunning(StateOf(entry)->expected_steps, -1);
+    WorkOf(*entry).AddWaiting(StateOf(entry)->expected_steps, 0, 1);
   }
-  for (const SchedulerEntry* entry : plan_.resumed) {
+  for (SchedulerEntry* entry : plan_.resumed) {
     --changes_.evicted[static_cast<size_t>(entry->priority)];
-    ++changes_.running[static_cast<size_t>(entry->priority)];
+    started(entry);
   }
-  for (const SchedulerEntry* entry : plan_.admitted) {
+  for (SchedulerEntry* entry : plan_.admitted) {
     --changes_.waiting[static_cast<size_t>(entry->priority)];
-    ++changes_.running[static_cast<size_t>(entry->priority)];
     changes_.waiting_tokens -= entry->prompt_tokens;
+    WorkOf(*entry).prompt_tokens -= entry->fed;  // what was found computed
+    started(entry);
   }
   if (!plan_.preempted.empty()) {
     metrics_->CountPreemptions(static_cast<int64_t>(plan_.preempted.size()));
@@ -178,7 +193,7 @@ bool StepLoop::CheckReader(RequestState* request, absl::Time now) {
   const int64_t backlog = Backlog(*request);
   if (backlog <= limit / 2) {
     request->until_backlog_check = limit - backlog;
-    policy_.Resume(request);
+    Resume(request);
     return true;
   }
   if (backlog < request->least_backlog) {
@@ -194,12 +209,29 @@ bool StepLoop::CheckReader(RequestState* request, absl::Time now) {
   return false;
 }
 
+void StepLoop::Resume(RequestState* request) {
+  policy_.Resume(request);
+  if (request->phase == Phase::kDecode) {
+    WorkOf(*request).AddRunning(request->expected_steps, 1);
+  } else {
+    WorkOf(*request).AddWaiting(request->expected_steps, 0, 1);
+  }
+}
+
+void StepLoop::Pause(RequestState* request) {
+  WorkOf(*request).AddRunning(request->expected_steps, -1);
+  policy_.Pause(request);
+}
+
 // Makes what started and ended known to the others: before any sink hears of an end, so that its
 // place is free and the gauges are right when it does.
 void StepLoop::ApplyChanges() {
   const int64_t parked = static_cast<int64_t>(policy_.parked().size());
   const int64_t paused = static_cast<int64_t>(policy_.paused().size()) + parked;
   absl::MutexLock lock(&mutex_);
+  for (size_t i = 0; i < work_.size(); ++i) work_[i] += work_changes_[i];
+  work_changes_ = WorkByClass();
+  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal));
   if (!counts_changed_ && parked == parked_ && paused == paused_) return;
   admission_.Apply(changes_);
   tokens_in_flight_ -= std::exchange(tokens_done_, 0);

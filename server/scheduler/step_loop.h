@@ -3,6 +3,7 @@
 #ifndef MMFREE_SERVER_SCHEDULER_STEP_LOOP_H_
 #define MMFREE_SERVER_SCHEDULER_STEP_LOOP_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -27,6 +28,7 @@
 #include "server/scheduler/request.h"
 #include "server/scheduler/request_state.h"
 #include "server/scheduler/throughput.h"
+#include "server/scheduler/work_ahead.h"
 
 namespace mmfree {
 
@@ -76,9 +78,12 @@ class StepLoop {
     int64_t preempted = 0;  // started, and waiting for a slot again
     int64_t tokens_in_flight = 0;
     absl::Duration step_time;
-    absl::Duration estimated_wait;  // of a request of normal priority
+    std::array<absl::Duration, kNumPriorities> estimated_wait;  // of one that comes now, by class
   };
   Load load() const;
+
+  // Requests that can hold a slot at once.
+  int32_t capacity() const { return policy_.capacity(); }
 
   const BackendInfo& backend_info() const { return backend_->info(); }
 
@@ -90,6 +95,7 @@ class StepLoop {
   absl::Status Admit(const RequestState& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckFeasible(const RequestState& request) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CountWork(RequestState* request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Duration EstimatedWait(Priority priority) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetAdmissionGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -105,6 +111,12 @@ class StepLoop {
   bool CheckReader(RequestState* request, absl::Time now);
   void PlanStep(absl::Time now);
   void CountPlan();
+  // Of the request's class, not yet applied.
+  ClassWork& WorkOf(const SchedulerEntry& entry) {
+    return work_changes_[static_cast<size_t>(entry.priority)];
+  }
+  void Resume(RequestState* request);
+  void Pause(RequestState* request);
   void ApplyChanges();
 
   // a step,
@@ -141,6 +153,7 @@ class StepLoop {
   std::vector<std::unique_ptr<RequestState>> submissions_ ABSL_GUARDED_BY(mutex_);
   std::vector<RequestHandle> cancellations_ ABSL_GUARDED_BY(mutex_);
   AdmissionControl admission_ ABSL_GUARDED_BY(mutex_);
+  WorkByClass work_ ABSL_GUARDED_BY(mutex_);  // of the admitted requests
   RequestHandle next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
@@ -163,7 +176,7 @@ class StepLoop {
   bool broken_ = false;                             // the backend is; everything ends
   // Not yet applied to what the lock guards.
   AdmissionControl::Counts changes_;
-  int64_t departures_ = 0;
+  WorkByClass work_changes_;
   int64_t tokens_done_ = 0;
   bool counts_changed_ = false;
   Throughput current_throughput_;

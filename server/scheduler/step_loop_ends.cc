@@ -48,6 +48,9 @@ void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int3
                                 final_state.emitted.end() - kMaxFinalTokens);
     }
   }
+  if (MayEndEarly(*request) && request->max_new_tokens > 0) {
+    current_throughput_.ObserveEnd(request->max_new_tokens, request->emitted);
+  }
   GenerationResult& result = request->generation;
   result.reason = reason;
   result.matched_stop_token = matched;
@@ -89,15 +92,31 @@ void StepLoop::FailAll(const absl::Status& status, absl::Time now) {
 // Frees what the request holds and passes it to its delivery thread; it is valid until Publish.
 void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time now) {
   const size_t priority = static_cast<size_t>(request->priority);
-  if (request->phase == Phase::kWaiting) {
-    --changes_.waiting[priority];
-    changes_.waiting_tokens -= request->prompt_tokens;
-  } else if (request->phase == Phase::kPreempted || request->phase == Phase::kParked) {
-    --changes_.evicted[priority];
-  } else {
-    --changes_.running[priority];
-    ++departures_;
+  switch (request->phase) {
+    case Phase::kWaiting:
+      changes_.waiting_tokens -= request->prompt_tokens;
+      --changes_.waiting[priority];
+      WorkOf(*request).AddWaiting(request->expected_steps, request->open_steps, -1);
+      break;
+    case Phase::kPreempted:
+      --changes_.evicted[priority];
+      WorkOf(*request).AddWaiting(request->expected_steps, request->open_steps, -1);
+      break;
+    case Phase::kParked:
+      --changes_.evicted[priority];
+      break;
+    case Phase::kPaused:
+      --changes_.running[priority];
+      break;
+    case Phase::kPrefill:
+    case Phase::kDecode:
+      --changes_.running[priority];
+      WorkOf(*request).AddRunning(request->expected_steps, -1);
+      break;
+    case Phase::kNone:
+      break;
   }
+  WorkOf(*request).prompt_tokens -= request->prompt_tokens - request->fed;
   counts_changed_ = true;
   tokens_done_ += std::exchange(request->tokens_left, 0);
   policy_.Remove(request);

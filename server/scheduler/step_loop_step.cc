@@ -40,7 +40,7 @@ void StepLoop::Step(absl::Time start) {
     HandleFault(status, end);
   }
   current_throughput_.Observe(Elapsed(start, end), plan_.decode_rows,
-                              plan_.tokens - plan_.decode_rows, std::exchange(departures_, 0));
+                              plan_.tokens - plan_.decode_rows);
   ApplyChanges();
   delivery_.Publish();
 }
@@ -162,6 +162,7 @@ void StepLoop::HandleOutput(absl::Time now) {
     if (static_cast<int32_t>(i) >= plan_.decode_rows) {
       tokens_done_ += plan_.rows[i].tokens;
       request->tokens_left -= plan_.rows[i].tokens;
+      WorkOf(*request).prompt_tokens -= plan_.rows[i].tokens;
     }
     if (!row.targets.empty()) {
       HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
@@ -223,6 +224,11 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
   --request->tokens_left;
   ++tokens_done_;
   request->last_token = token.token;
+  if (request->expected_steps > 1) {
+    ClassWork& work = WorkOf(*request);
+    work.AddRunning(request->expected_steps, -1);
+    work.AddRunning(--request->expected_steps, 1);
+  }
   if (request->sampler != nullptr) request->sampler->Append(token.token);
   if (request->emitted == 1) {
     metrics_->ObserveTimeToFirstToken(Elapsed(request->submitted, now));
@@ -250,7 +256,7 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
     if (backlog > limit) {
       request->least_backlog = backlog;
       request->last_read = now;
-      policy_.Pause(request);
+      Pause(request);
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/scheduler/retry_after.h"
 #include "server/scheduler/step_loop.h"
 
 namespace mmfree {
@@ -118,6 +119,7 @@ absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState
       const RequestHandle handle = next_handle_++;
       request->id = handle;
       tokens_in_flight_ += request->tokens_left;
+      CountWork(request.get());
       submissions_.push_back(std::move(request));
       SetAdmissionGauges();
       return handle;
@@ -133,24 +135,42 @@ absl::Status StepLoop::Admit(const RequestState& request) {
   if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
   absl::Status admitted = admission_.Admit(request.priority, request.prompt_tokens);
   if (!absl::IsResourceExhausted(admitted)) return admitted;
-  return absl::Status(admitted.code(),
-                      absl::StrCat(admitted.message(), "; one that comes now would wait about ",
-                                   absl::FormatDuration(EstimatedWait(request.priority))));
+  const absl::Duration wait = EstimatedWait(request.priority);
+  absl::Status refusal(admitted.code(),
+                       absl::StrCat(admitted.message(), "; one that comes now would wait about ",
+                                    absl::FormatDuration(wait)));
+  SetRetryAfter(wait, &refusal);
+  return refusal;
+}
+
+// Adds what a request that was admitted has to do.
+void StepLoop::CountWork(RequestState* request) {
+  const auto steps = [](int64_t tokens) {
+    return std::clamp<int64_t>(tokens, 1, kMaxExpectedSteps);
+  };
+  request->expected_steps = steps(request->max_new_tokens);
+  if (MayEndEarly(*request)) {
+    request->open_steps = request->expected_steps - steps(request->min_new_tokens);
+  }
+  ClassWork& work = work_[static_cast<size_t>(request->priority)];
+  work.AddWaiting(request->expected_steps, request->open_steps, 1);
+  work.prompt_tokens += request->prompt_tokens - request->fed;
 }
 
 absl::Duration StepLoop::EstimatedWait(Priority priority) const {
-  return throughput_.EstimatedWait(admission_.departures_before_next(priority));
+  return EstimateWait(work_, priority, policy_.capacity(),
+                      throughput_.Costs(options_.step_time_target));
 }
 
-// Refuses what will certainly miss its deadline. An idle server measures nothing, so it refuses
-// nothing: an average that a hiccup has spoilt would never be corrected.
+// Refuses what will certainly miss its deadline: of the wait, an estimate that is right to a factor
+// of about two, half is certain. An idle server measures nothing, so it refuses nothing: an average
+// that a hiccup has spoilt would never be corrected.
 absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   if (request.deadline == absl::InfiniteFuture() || admission_.empty()) return absl::OkStatus();
   // What nothing can end early takes all its tokens.
-  const bool may_end_early = !request.end_tokens.empty() || request.stop_condition != nullptr;
-  const int64_t new_tokens = may_end_early ? request.min_new_tokens : request.max_new_tokens;
+  const int64_t new_tokens = MayEndEarly(request) ? request.min_new_tokens : request.max_new_tokens;
   const absl::Duration least =
-      EstimatedWait(request.priority) +
+      EstimatedWait(request.priority) / 2 +
       throughput_.ServiceTime(request.prompt_tokens - request.fed, new_tokens);
   const absl::Duration left = request.deadline - request.submitted;
   if (least <= left) return absl::OkStatus();
@@ -198,7 +218,9 @@ StepLoop::Load StepLoop::load() const {
   load.preempted = admission_.evicted() - parked_;
   load.tokens_in_flight = tokens_in_flight_;
   load.step_time = throughput_.step();
-  load.estimated_wait = EstimatedWait(Priority::kNormal);
+  for (size_t i = 0; i < load.estimated_wait.size(); ++i) {
+    load.estimated_wait[i] = EstimatedWait(static_cast<Priority>(i));
+  }
   return load;
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/backends/cpu/cpu_backend.h"
+#include "server/scheduler/retry_after.h"
 #include "tests/support/collecting_sink.h"
 #include "tests/support/fake_backend.h"
 #include "tests/support/fake_model.h"
@@ -85,7 +86,11 @@ TEST_F(EngineGroupTest, RequestsSpreadOverAllMembersAndFillEverySlotBeforeOneIsR
     EXPECT_EQ(load.slots_total, static_cast<int32_t>(kMembers) * kSlots);
   }
   const auto refused = group_->Submit(Generation({5}, 4), std::make_shared<CollectingSink>());
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  absl::Status refusal = refused.status();
+  EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(TakeRetryAfter(&refusal), group_->load().estimated_wait);
+  EXPECT_EQ(group_->load().tokens_in_flight, static_cast<int64_t>(kMembers) * kSlots * (2 + 4));
+  EXPECT_EQ(group_->limits().requests, static_cast<int64_t>(kMembers) * kSlots);
   OpenGates();
   for (const auto& sink : sinks) EXPECT_TRUE(sink->WaitForEnd().ok());
   for (const auto& device : devices_) {

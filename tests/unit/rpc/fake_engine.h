@@ -87,6 +87,7 @@ class FakeEngine final : public Engine {
     load.estimated_wait = absl::Milliseconds(1500);
     return load;
   }
+  Limits limits() const override { return limits_; }
   const std::string& model_name() const override { return name_; }
   const Model& model() const override { return model_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
@@ -95,6 +96,8 @@ class FakeEngine final : public Engine {
 
   // The test's side.
 
+  // Before any request.
+  void SetLimits(Limits limits) { limits_ = limits; }
   // What Submit and Score give instead of a handle, from now on.
   void Refuse(absl::Status status) {
     absl::MutexLock lock(&mu_);
@@ -160,6 +163,7 @@ class FakeEngine final : public Engine {
     return Vocabulary{trie, trie};
   }};
   BackendInfo info_;
+  Limits limits_ = {.requests = 1000, .queue_tokens = 1'000'000, .prompt_tokens = 1'000'000};
   mutable absl::Mutex mu_;
   absl::Status refusal_ ABSL_GUARDED_BY(mu_);
   bool healthy_ ABSL_GUARDED_BY(mu_) = true;

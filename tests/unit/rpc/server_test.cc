@@ -20,6 +20,7 @@
 #include "mmfree/v1/inference.grpc.pb.h"
 #include "mmfree/v1/model.grpc.pb.h"
 #include "mmfree/v1/session.grpc.pb.h"
+#include "server/scheduler/retry_after.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
@@ -318,6 +319,76 @@ TEST_F(ServerTest, OneFailedInputFailsTheScoreAndFreesTheOthers) {
   engine_.WaitUntilIdle();
 }
 
+// A retry could not help, so they are not told to come again.
+TEST_F(ServerTest, WhatTheEngineCanNeverAdmitIsInvalid) {
+  engine_.SetLimits({.requests = 5, .queue_tokens = 20, .prompt_tokens = 10});
+  Start();
+  const auto score = [this](int inputs, int tokens) {
+    v1::ScoreRequest request;
+    for (int i = 0; i < inputs; ++i) {
+      v1::TokenIds* const ids = request.add_inputs()->mutable_token_ids();
+      for (int t = 0; t < tokens; ++t) ids->add_ids(5);
+    }
+    grpc::ClientContext context;
+    v1::ScoreResponse response;
+    return inference_->Score(&context, request, &response);
+  };
+  const auto generate = [this](const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    return inference_->Generate(&context, request)->Finish();
+  };
+  v1::GenerateRequest candidates = TextRequest("a");
+  candidates.set_candidates(6);
+  v1::GenerateRequest ids;
+  for (int i = 0; i < 11; ++i) ids.mutable_token_ids()->add_ids(5);
+  const struct {
+    grpc::Status status;
+    const char* field;
+    const char* limit;
+  } refusals[] = {
+      {score(6, 1), "inputs", "--max_queue"},
+      {score(1, 11), "inputs[0]", "--max_queue_tokens"},
+      {score(3, 7), "inputs", "--max_queue_tokens"},
+      {generate(candidates), "candidates", "--max_queue"},
+      {generate(TextRequest("abcdefghij")), "text", "--max_queue_tokens"},
+      {generate(ids), "token_ids", "--max_queue_tokens"},
+  };
+  for (const auto& refusal : refusals) {
+    EXPECT_EQ(refusal.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(refusal.status.error_message(), HasSubstr(refusal.limit));
+    google::rpc::Status details;
+    google::rpc::BadRequest bad;
+    ASSERT_TRUE(details.ParseFromString(refusal.status.error_details()));
+    ASSERT_EQ(details.details_size(), 1);
+    ASSERT_TRUE(details.details(0).UnpackTo(&bad));
+    ASSERT_EQ(bad.field_violations_size(), 1);
+    EXPECT_EQ(bad.field_violations(0).field(), refusal.field);
+  }
+  // What just fits is the engine's to decide.
+  engine_.Refuse(absl::ResourceExhaustedError("full"));
+  EXPECT_EQ(score(4, 5).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  candidates.set_candidates(5);
+  EXPECT_EQ(generate(candidates).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+// The engine's estimate for the very request that it refuses, and nothing else, goes out.
+TEST_F(ServerTest, ARefusalCarriesItsOwnEstimate) {
+  Start();
+  absl::Status refusal = absl::ResourceExhaustedError("full");
+  SetRetryAfter(absl::Milliseconds(2750), &refusal);
+  engine_.Refuse(refusal);
+  grpc::ClientContext context;
+  const grpc::Status status = inference_->Generate(&context, TextRequest("a"))->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  google::rpc::Status details;
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  ASSERT_EQ(details.details_size(), 1);
+  ASSERT_TRUE(details.details(0).UnpackTo(&retry));
+  EXPECT_EQ(retry.retry_delay().seconds(), 2);
+  EXPECT_EQ(retry.retry_delay().nanos(), 750'000'000);
+}
+
 TEST_F(ServerTest, CancelledScoreFreesItsRequests) {
   Start();
   v1::ScoreRequest request;
@@ -361,6 +432,7 @@ TEST_F(ServerTest, ModelsAndLoad) {
   EXPECT_EQ(models.models(0).name(), "fake");
   EXPECT_EQ(models.models(0).state(), v1::MODEL_STATE_READY);
   EXPECT_EQ(models.models(0).vocab_size(), FakeEngine::kVocabSize);
+  EXPECT_EQ(models.models(0).bos_token_id(), engine_.tokenizer().bos_id());
   EXPECT_EQ(models.models(0).limits().default_max_new_tokens(), 256);
   grpc::ClientContext context2;
   v1::GetLoadResponse load;

@@ -34,12 +34,10 @@ TEST(AdmissionControlTest, RequestsBeyondTheQueueAreRefusedAndAFreeSlotCounts) {
   EXPECT_EQ(admit(), absl::StatusCode::kResourceExhausted);
   admission.Apply(Running(-1));
   EXPECT_EQ(admit(), absl::StatusCode::kOk);
-  EXPECT_EQ(admission.departures_before_next(Priority::kNormal), 2);
   admission.Apply(Waiting(-2, -2));
   evicted = AdmissionControl::Counts();
   evicted.evicted[kIndex] = -1;
   admission.Apply(evicted);
-  EXPECT_EQ(admission.departures_before_next(Priority::kNormal), 0);
   EXPECT_TRUE(admission.empty());
 }
 
@@ -76,15 +74,6 @@ TEST(AdmissionControlTest, SeveralRequestsAreAdmittedTogetherOrNotAtAll) {
   EXPECT_TRUE(admission.empty());
   EXPECT_TRUE(admission.Admit(Priority::kNormal, 10, 4).ok());
   EXPECT_EQ(admission.waiting(), 4);
-}
-
-TEST(AdmissionControlTest, LowerClassesAreNotWaitedFor) {
-  AdmissionControl admission({.capacity = 2, .max_queue = 100, .max_queue_tokens = 1000});
-  for (int i = 0; i < 5; ++i) ASSERT_TRUE(admission.Admit(Priority::kLow, 1).ok());
-  EXPECT_EQ(admission.departures_before_next(Priority::kLow), 4);
-  EXPECT_EQ(admission.departures_before_next(Priority::kNormal), 0);
-  for (int i = 0; i < 2; ++i) ASSERT_TRUE(admission.Admit(Priority::kHigh, 1).ok());
-  EXPECT_EQ(admission.departures_before_next(Priority::kNormal), 1);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 void Feed(Throughput* throughput, int64_t prompt_tokens, int steps) {
   for (int i = 0; i < steps; ++i) {
     throughput->Observe(absl::Milliseconds(2) + absl::Microseconds(10) * prompt_tokens, 0,
-                        prompt_tokens, 0);
+                        prompt_tokens);
   }
 }
 
