@@ -22,7 +22,8 @@ void Describe(const RpcEnvironment& env, const Engine& engine, v1::Model* out) {
   out->set_parameters(model.parameters());
   out->set_weight_bytes(backend.weight_bytes);
   out->set_state_bytes(backend.state_floats * static_cast<int64_t>(sizeof(float)));
-  out->set_bos_token_id(config.bos_token_id);
+  // What the tokenizer puts in front of a text; config.json may say otherwise, or nothing.
+  out->set_bos_token_id(engine.tokenizer().bos_id());
   out->set_eos_token_id(config.eos_token_id);
   out->set_backend(backend.name);
   out->set_device(backend.description);

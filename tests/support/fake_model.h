@@ -18,6 +18,7 @@ class FakeModel final : public Model {
     config_.hidden_size = 8;
     config_.intermediate_size = 16;
     config_.num_layers = 1;
+    config_.bos_token_id = 0;  // not the tokenizer's: who puts it in front of a text decides
     digest_ = std::string(64, 'f');
   }
 };
