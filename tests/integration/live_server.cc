@@ -122,11 +122,13 @@ bool LiveServer::AwaitLoad(const std::function<bool(const v1::GetLoadResponse&)>
 
 void LiveServer::ExpectIdle() const {
   EXPECT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) {
-    return load.running() == 0 && load.queued() == 0 && load.slots_used() == 0;
+    return load.running() == 0 && load.queued() == 0 && load.slots_used() == 0 &&
+           load.paused() == 0 && load.preempted() == 0 && load.tokens_in_flight() == 0;
   }));
   const absl::Time deadline = absl::Now() + absl::Seconds(10);
   for (const char* gauge : {"mmfree_num_requests_running{", "mmfree_num_requests_waiting{",
-                            "mmfree_state_slots_used{"}) {
+                            "mmfree_num_requests_paused{", "mmfree_num_requests_preempted{",
+                            "mmfree_tokens_in_flight{", "mmfree_state_slots_used{"}) {
     while (Metric(gauge) != 0.0 && absl::Now() < deadline) absl::SleepFor(kPoll);
     EXPECT_EQ(Metric(gauge), 0.0) << gauge;
   }

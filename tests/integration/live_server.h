@@ -41,7 +41,7 @@ class LiveServer : public testing::Test {
   // Polls GetLoad until `reached` holds; false after `timeout`.
   bool AwaitLoad(const std::function<bool(const v1::GetLoadResponse&)>& reached,
                  absl::Duration timeout = absl::Seconds(20)) const;
-  // Nothing runs and every slot is free, in GetLoad and in the metrics.
+  // Nothing runs or waits and every slot is free, in GetLoad and in the metrics.
   void ExpectIdle() const;
 
   // The metrics page.
