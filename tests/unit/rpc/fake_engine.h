@@ -110,13 +110,13 @@ class FakeEngine final : public Engine {
   // The request number `index` in order of submission; waits for it.
   Submission WaitFor(size_t index) {
     absl::MutexLock lock(&mu_);
-    const auto arrived = [&] { return all_.size() > index; };
+    const auto arrived = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return all_.size() > index; };
     mu_.Await(absl::Condition(&arrived));
     return all_[index];
   }
   void WaitUntilIdle() {
     absl::MutexLock lock(&mu_);
-    const auto idle = [&] { return running_.empty(); };
+    const auto idle = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return running_.empty(); };
     mu_.Await(absl::Condition(&idle));
   }
   int cancels() const {
