@@ -42,7 +42,7 @@ void RunSampler(benchmark::State& state, RequestSampler::Options options) {
   RequestSampler sampler(std::move(options), kVocab, std::vector<int32_t>(64, 7));
   uint64_t position = 0;
   for (auto _ : state) {
-    const SampledToken token = sampler.Sample(Logits(), Params(), position++);
+    SampledToken token = sampler.Sample(Logits(), Params(), position++);
     benchmark::DoNotOptimize(token.token);
     sampler.Append(token.token);
   }
