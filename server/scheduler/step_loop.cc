@@ -74,9 +74,10 @@ void StepLoop::Run() {
 }
 
 void StepLoop::PlanStep(absl::Time now) {
+  const int64_t decoding = static_cast<int64_t>(policy_.decoding());
   const int64_t prompt_budget =
-      policy_.decoding() == 0 ? policy_.capacity() + int64_t{options_.policy.step_token_budget}
-                              : current_throughput_.PromptBudget(options_.step_time_target);
+      decoding == 0 ? policy_.capacity() + int64_t{options_.policy.step_token_budget}
+                    : current_throughput_.PromptBudget(options_.step_time_target, decoding);
   policy_.PlanStep(now, prompt_budget, &plan_);
   CountPlan();
 }

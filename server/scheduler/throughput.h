@@ -25,6 +25,8 @@ class Throughput {
     step_ = Blend(step_, time);
     if (prompt_tokens == 0) {
       decode_step_ = Blend(decode_step_, time);
+      decode_rows_ +=
+          (static_cast<double>(decode_rows) - decode_rows_) / (decode_rows_ > 0 ? kSteps : 1);
       recent_decode_step_ = BlendByTime(recent_decode_step_, time, time);
       // Forgotten as slowly as load comes and goes.
       quick_decode_step_ = quick_decode_step_ == absl::ZeroDuration()
@@ -38,7 +40,9 @@ class Throughput {
       return decode_rows > 0 ? std::max(time - decode_step, time / 8) : time;
     };
     const absl::Duration token = feeding(decode_step_) / prompt_tokens;
-    prompt_token_ = Blend(prompt_token_, token);
+    // A cold start makes the first steps long.
+    prompt_token_ =
+        steps_ < kStepsToTrust && token < prompt_token_ ? token : Blend(prompt_token_, token);
     if (prompt_tokens >= full_chunk_) full_chunk_token_ = Blend(full_chunk_token_, token);
     // A ratio of averages: a step with few tokens says little of what many cost.
     const double tokens = static_cast<double>(prompt_tokens);
@@ -50,8 +54,8 @@ class Throughput {
   // A generation that might end early came to its end: `asked` tokens were allowed and it made
   // `emitted`.
   void ObserveEnd(int64_t asked, int64_t emitted) {
-    asked_ += (static_cast<double>(asked) - asked_) / 16;
-    emitted_ += (static_cast<double>(emitted) - emitted_) / 16;
+    asked_ += (static_cast<double>(asked) - asked_) / kSteps;
+    emitted_ += (static_cast<double>(emitted) - emitted_) / kSteps;
   }
 
   // Of the tokens that such generations are allowed, the share that they make; 1 while nothing is
@@ -64,7 +68,7 @@ class Throughput {
     costs.step = step_;
     costs.decode_step = recent_decode_step_;
     if (recent_prompt_tokens_ > 0) costs.prompt_token = recent_prompt_time_ / recent_prompt_tokens_;
-    costs.prompt_budget = PromptBudget(target);
+    costs.prompt_budget = PromptBudget(target, std::numeric_limits<int32_t>::max());
     costs.used = used();
     return costs;
   }
@@ -80,13 +84,16 @@ class Throughput {
            quick_decode_step_ * std::max<int64_t>(new_tokens - 1, 0);
   }
 
-  // Prompt tokens that a step with decoding rows has time for: until `target` in all, or as long
-  // again as decoding takes when that is more. At least kMinPromptTokens.
-  int64_t PromptBudget(absl::Duration target) const {
-    if (steps_ < kStepsToTrust || prompt_token_ <= absl::ZeroDuration()) {
-      return std::numeric_limits<int32_t>::max();
-    }
-    const absl::Duration left = std::max(target - decode_step_, decode_step_);
+  // Prompt tokens that a step with so many decoding rows has time for: until `target` in all, or as
+  // long again as decoding takes when that is more. At least kMinPromptTokens; any number before a
+  // prompt has been fed.
+  int64_t PromptBudget(absl::Duration target, int64_t decode_rows) const {
+    if (prompt_token_ <= absl::ZeroDuration()) return std::numeric_limits<int32_t>::max();
+    // Steps without prompts may have been long ago, with more rows: under a flood there are none.
+    const double rows = static_cast<double>(decode_rows);
+    const absl::Duration decode_step =
+        rows < decode_rows_ ? decode_step_ * (rows / decode_rows_) : decode_step_;
+    const absl::Duration left = std::max(target - decode_step, decode_step);
     return std::clamp<int64_t>(static_cast<int64_t>(absl::FDivDuration(left, prompt_token_)),
                                kMinPromptTokens, std::numeric_limits<int32_t>::max());
   }
@@ -96,15 +103,16 @@ class Throughput {
  private:
   static constexpr int64_t kStepsToTrust = 16;
   static constexpr int64_t kMinPromptTokens = 16;
+  static constexpr int kSteps = 16;  // that an average spans
   static constexpr absl::Duration kRecent = absl::Milliseconds(500);
 
   static absl::Duration Blend(absl::Duration average, absl::Duration sample) {
-    return average == absl::ZeroDuration() ? sample : average + (sample - average) / 16;
+    return average == absl::ZeroDuration() ? sample : average + (sample - average) / kSteps;
   }
 
   // Long steps count for more: a burst of them must show before sixteen have passed.
   static double WeightOf(absl::Duration time) {
-    return std::clamp(absl::FDivDuration(time, kRecent), 1.0 / 16, 0.5);
+    return std::clamp(absl::FDivDuration(time, kRecent), 1.0 / kSteps, 0.5);
   }
   static absl::Duration BlendByTime(absl::Duration average, absl::Duration sample,
                                     absl::Duration time) {
@@ -115,7 +123,8 @@ class Throughput {
   int64_t full_chunk_;
   int64_t steps_ = 0;
   absl::Duration step_;
-  absl::Duration decode_step_;         // of steps without prompts
+  absl::Duration decode_step_;         // of steps without prompts,
+  double decode_rows_ = 0;             // and their rows
   absl::Duration recent_decode_step_;  // the same, of late
   absl::Duration quick_decode_step_;   // the quickest of them
   absl::Duration prompt_token_;        // of steps with prompts, what decoding took aside

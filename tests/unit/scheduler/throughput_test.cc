@@ -26,5 +26,25 @@ TEST(ThroughputTest, TinyPromptsDoNotMakeALongOneLookSlow) {
   EXPECT_GE(throughput.ServiceTime(kPrompt, 0), takes * 0.9);
 }
 
+// The first streams of a server wait no longer for the prompts beside them than any later ones.
+TEST(ThroughputTest, TheFirstStepThatFedAPromptBoundsThePromptsOfTheNext) {
+  Throughput throughput(/*full_chunk=*/256);
+  throughput.Observe(absl::Milliseconds(700), 0, 700);
+  EXPECT_EQ(throughput.PromptBudget(absl::Milliseconds(50), 1), 50);
+  // A cold first step is forgotten with the next.
+  throughput.Observe(absl::Milliseconds(7), 0, 700);
+  EXPECT_EQ(throughput.PromptBudget(absl::Milliseconds(50), 1), 5000);
+}
+
+// Under a flood of prompts there is no step without them to measure.
+TEST(ThroughputTest, ManyRowsOfThePastDoNotMakeStepsOfFewLong) {
+  Throughput throughput(/*full_chunk=*/256);
+  for (int i = 0; i < 100; ++i) throughput.Observe(absl::Milliseconds(100), 0, 1000);
+  for (int i = 0; i < 100; ++i) throughput.Observe(absl::Milliseconds(256), 256, 0);
+  const absl::Duration target = absl::Milliseconds(50);
+  EXPECT_NEAR(static_cast<double>(throughput.PromptBudget(target, 256)), 2560, 10);
+  EXPECT_NEAR(static_cast<double>(throughput.PromptBudget(target, 8)), 420, 10);
+}
+
 }  // namespace
 }  // namespace mmfree
