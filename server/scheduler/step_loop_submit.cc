@@ -162,16 +162,23 @@ absl::Duration StepLoop::EstimatedWait(Priority priority) const {
                       throughput_.Costs(options_.step_time_target));
 }
 
-// Refuses what will certainly miss its deadline: of the wait, an estimate that is right to a factor
-// of about two, half is certain. An idle server measures nothing, so it refuses nothing: an average
-// that a hiccup has spoilt would never be corrected.
+// Refuses what will certainly miss its deadline. Whatever runs may be cancelled the next moment, so
+// of the wait only what the queue takes counts, and half of that: it is an estimate that is right
+// to a factor of about two. An idle server measures nothing, so it refuses nothing: an average that
+// a hiccup has spoilt would never be corrected.
 absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   if (request.deadline == absl::InfiniteFuture() || admission_.empty()) return absl::OkStatus();
   // What nothing can end early takes all its tokens.
   const int64_t new_tokens = MayEndEarly(request) ? request.min_new_tokens : request.max_new_tokens;
+  WorkByClass queued = work_;
+  for (ClassWork& work : queued) {
+    work.running_steps = 0;
+    work.running_squares = 0;
+  }
+  const absl::Duration queue_takes = EstimateWait(queued, request.priority, policy_.capacity(),
+                                                  throughput_.Costs(options_.step_time_target));
   const absl::Duration least =
-      EstimatedWait(request.priority) / 2 +
-      throughput_.ServiceTime(request.prompt_tokens - request.fed, new_tokens);
+      queue_takes / 2 + throughput_.ServiceTime(request.prompt_tokens - request.fed, new_tokens);
   const absl::Duration left = request.deadline - request.submitted;
   if (least <= left) return absl::OkStatus();
   return absl::DeadlineExceededError(

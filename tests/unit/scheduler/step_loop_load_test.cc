@@ -135,6 +135,32 @@ TEST_F(StepLoopLoadTest, WhatCannotMeetItsDeadlineIsRefusedAtOnce) {
   device_->OpenGate();
 }
 
+// Who cancels a long stream and comes back at once must not be refused for it.
+TEST_F(StepLoopLoadTest, DeadlinesAreRefusedForTheQueueAndNotForWhatRuns) {
+  device_options_.num_slots = 1;
+  Start();
+  auto first = std::make_shared<CollectingSink>();
+  MustSubmit(Generation(Prompt(100), 100), first);
+  ASSERT_TRUE(first->WaitForEnd().ok());
+  device_->CloseGate();
+  std::vector<RequestHandle> handles = {
+      MustSubmit(Generation(Prompt(1), 1'000'000), std::make_shared<CollectingSink>())};
+  device_->WaitUntilHeldUp();
+  device_->ReleaseSteps(1);
+  device_->WaitUntilHeldUp();
+  GenerationRequest request = Generation(Prompt(1), 5);
+  request.deadline = clock_.Now() + absl::Seconds(1);
+  handles.push_back(MustSubmit(request, std::make_shared<CollectingSink>()));
+  // Five seconds of others before it.
+  for (int i = 0; i < 100; ++i) {
+    handles.push_back(MustSubmit(Generation(Prompt(1, i), 50), std::make_shared<CollectingSink>()));
+  }
+  EXPECT_EQ(loop_->Submit(request, std::make_shared<CollectingSink>()).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  for (const RequestHandle handle : handles) loop_->Cancel(handle);
+  device_->OpenGate();
+}
+
 TEST_F(StepLoopLoadTest, AFloodOfLongPromptsDoesNotSlowStreamsBeyondTheTarget) {
   device_options_.num_slots = 16;
   device_options_.step_time = absl::Milliseconds(1);
