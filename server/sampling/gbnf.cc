@@ -1,5 +1,6 @@
 #include "server/sampling/gbnf.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/sampling/quantifier.h"
 #include "server/sampling/text_reader.h"
 
 namespace mmfree {
@@ -117,19 +119,9 @@ class GbnfParser {
     MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence item, Atom(depth));
     for (;;) {
       SkipSpace();
-      RepeatCount count;
-      if (in_.Consume("*")) {
-        count = {0, -1};
-      } else if (in_.Consume("+")) {
-        count = {1, -1};
-      } else if (in_.Consume("?")) {
-        count = {0, 1};
-      } else if (in_.Consume("{")) {
-        MMFREE_ASSIGN_OR_RETURN(count, TakeCounts(&in_));
-      } else {
-        return item;
-      }
-      item = grammar_.Repeat(item, count.min, count.max);
+      MMFREE_ASSIGN_OR_RETURN(const std::optional<Quantifier> count, TakeQuantifier(&in_));
+      if (!count.has_value()) return item;
+      item = grammar_.Repeat(item, count->min, count->max);
     }
   }
 

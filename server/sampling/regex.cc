@@ -1,11 +1,13 @@
 #include "server/sampling/regex.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/sampling/quantifier.h"
 #include "server/sampling/text_reader.h"
 
 namespace mmfree {
@@ -72,20 +74,10 @@ class RegexParser {
   absl::StatusOr<Grammar::Sequence> Repeated(int depth) {
     MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence item, Atom(depth));
     for (;;) {
-      RepeatCount count;
-      if (in_.Consume("*")) {
-        count = {0, -1};
-      } else if (in_.Consume("+")) {
-        count = {1, -1};
-      } else if (in_.Consume("?")) {
-        count = {0, 1};
-      } else if (in_.Consume("{")) {
-        MMFREE_ASSIGN_OR_RETURN(count, TakeCounts(&in_));
-      } else {
-        return item;
-      }
+      MMFREE_ASSIGN_OR_RETURN(const std::optional<Quantifier> count, TakeQuantifier(&in_));
+      if (!count.has_value()) return item;
       in_.Consume("?");  // lazy or not, the texts are the same
-      item = grammar_->Repeat(item, count.min, count.max);
+      item = grammar_->Repeat(item, count->min, count->max);
     }
   }
 

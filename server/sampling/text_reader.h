@@ -79,32 +79,6 @@ class TextReader {
   size_t at_ = 0;
 };
 
-struct RepeatCount {
-  int64_t min = 1;
-  int64_t max = 1;  // -1: without bound
-};
-
-inline constexpr int64_t kMaxRepeat = 10'000;
-
-// What follows "{" in a count: {n}, {n,}, {n,m}, {,m}.
-inline absl::StatusOr<RepeatCount> TakeCounts(TextReader* reader) {
-  RepeatCount count;
-  const absl::StatusOr<int64_t> min = reader->TakeNumber(kMaxRepeat);
-  if (!min.ok()) return min.status();
-  count.min = *min < 0 ? 0 : *min;
-  count.max = *min;
-  if (reader->Consume(",")) {
-    const absl::StatusOr<int64_t> max = reader->TakeNumber(kMaxRepeat);
-    if (!max.ok()) return max.status();
-    count.max = *max;
-    if (*max >= 0 && *max < count.min) return reader->Error("a count's end is before its start");
-  } else if (*min < 0) {
-    return reader->Error("expected a count as in {2} or {2,5}");
-  }
-  if (!reader->Consume("}")) return reader->Error("expected } after a count");
-  return count;
-}
-
 }  // namespace mmfree
 
 #endif  // MMFREE_SERVER_SAMPLING_TEXT_READER_H_
