@@ -34,6 +34,7 @@ class Generator::Stream final : public grpc::ClientReadReactor<v1::GenerateRespo
       return;
     }
     if (event_.has_delta()) OnDelta(event_.delta().token_ids_size());
+    if (event_.has_finished()) usage_ = event_.finished().usage();
     if (!planned_.slow) {
       StartRead(&event_);
       return;
@@ -49,6 +50,7 @@ class Generator::Stream final : public grpc::ClientReadReactor<v1::GenerateRespo
 
   absl::Time start() const { return start_; }
   int64_t tokens() const { return tokens_; }
+  const v1::Usage& usage() const { return usage_; }
   bool cancelled() const { return cancelled_; }
 
  private:
@@ -95,6 +97,7 @@ class Generator::Stream final : public grpc::ClientReadReactor<v1::GenerateRespo
   absl::Time start_;
   absl::Time latest_;
   int64_t tokens_ = 0;
+  v1::Usage usage_;  // when it finished
   bool cancelled_ = false;
 };
 
@@ -140,6 +143,8 @@ void Generator::Ended(const Stream& stream, const grpc::Status& status) {
     if (status.ok()) {
       ++report_.finished;
       report_.finished_tokens += stream.tokens();
+      report_.prompt_tokens += stream.usage().prompt_tokens();
+      report_.cached_tokens += stream.usage().cached_tokens();
       report_.end_to_end.Add(absl::Now() - stream.start());
     } else if (as_planned) {
       ++report_.cancelled;

@@ -63,6 +63,8 @@ struct Flags {
     set->Add("duration", &generator.duration, "TIME", "start no more after (default: never)");
     set->Add("timeout", &generator.timeout, "TIME", "deadline of each request (default: none)");
     set->Add("prompt_tokens", &prompt_tokens, "LENGTH", "tokens of a prompt (default 32)");
+    set->AddInteger<int64_t>("shared_prefix", &workload.shared_prefix, 0, 10'000'000, "N",
+                             "tokens before those, the same in every prompt (default 0)");
     set->Add("max_tokens", &max_tokens, "LENGTH", "tokens to generate (default 32)");
     set->Add("temperature", &workload.temperature, "T", "0: greedy (default 1)");
     set->Add("high", &high, "SHARE", "requests of high priority, from 0 to 1 (default 0)");

@@ -41,6 +41,10 @@ std::string ToText(const Report& report) {
                   Line("inter-token", report.inter_token), Line("end to end", report.end_to_end));
   absl::StrAppendFormat(&text, "longest silence of a stream: %.2f ms\n",
                         absl::ToDoubleMilliseconds(report.longest_silence));
+  if (report.cached_tokens > 0) {
+    absl::StrAppendFormat(&text, "prompt tokens: %d, of which cached: %d\n", report.prompt_tokens,
+                          report.cached_tokens);
+  }
   for (const auto& [code, count] : report.errors) absl::StrAppend(&text, code, ": ", count, "\n");
   return text;
 }
@@ -57,6 +61,8 @@ std::string ToJson(const Report& report) {
       {"tokens_per_s", PerSecond(report.tokens, report.elapsed)},
       {"finished_tokens_per_s", PerSecond(report.finished_tokens, report.elapsed)},
       {"finished_per_s", PerSecond(report.finished, report.elapsed)},
+      {"prompt_tokens", report.prompt_tokens},
+      {"cached_tokens", report.cached_tokens},
       {"first_token", Json(report.first_token)},
       {"inter_token", Json(report.inter_token)},
       {"end_to_end", Json(report.end_to_end)},

@@ -19,6 +19,8 @@ struct Report {
   int64_t cancelled = 0;        // by the generator, as planned
   int64_t tokens = 0;           // received, of all requests
   int64_t finished_tokens = 0;  // received by requests that finished: goodput
+  int64_t prompt_tokens = 0;    // of requests that finished
+  int64_t cached_tokens = 0;    // of these, those that were not computed again
   int64_t most_concurrent = 0;
   std::map<std::string, int64_t> errors;  // other ends, by gRPC code
   Histogram first_token;                  // from the start of the call to the first token

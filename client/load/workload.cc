@@ -18,6 +18,13 @@ bool ParseCount(absl::string_view text, int64_t* value) {
   return absl::SimpleAtoi(text, value) && *value >= 1 && *value <= kMost;
 }
 
+// Random ordinary tokens.
+void AddTokens(int64_t count, int64_t vocab_size, std::mt19937_64& random, v1::TokenIds* out) {
+  std::uniform_int_distribution<int32_t> token(kFirstOrdinaryToken,
+                                               static_cast<int32_t>(vocab_size - 1));
+  for (; count > 0; --count) out->add_ids(token(random));
+}
+
 bool Chance(double share, std::mt19937_64& random) {
   return std::uniform_real_distribution<double>(0, 1)(random) < share;
 }
@@ -60,11 +67,10 @@ PlannedRequest PlanRequest(const WorkloadOptions& options, int64_t index) {
   v1::GenerateRequest& request = planned.request;
   request.set_model(options.model);
   request.set_request_id(absl::StrCat("load-", options.seed, "-", index));
-  std::uniform_int_distribution<int32_t> token(kFirstOrdinaryToken,
-                                               static_cast<int32_t>(options.vocab_size - 1));
-  for (int64_t left = options.prompt_tokens.Draw(random); left > 0; --left) {
-    request.mutable_token_ids()->add_ids(token(random));
-  }
+  std::mt19937_64 of_prefix(options.seed);
+  AddTokens(options.shared_prefix, options.vocab_size, of_prefix, request.mutable_token_ids());
+  AddTokens(options.prompt_tokens.Draw(random), options.vocab_size, random,
+            request.mutable_token_ids());
   const int64_t max_tokens = options.max_tokens.Draw(random);
   request.mutable_stopping()->set_max_new_tokens(static_cast<uint32_t>(max_tokens));
   request.mutable_stopping()->set_ignore_eos(true);

@@ -33,7 +33,8 @@ struct WorkloadOptions {
   std::string model;
   Distribution prompt_tokens;
   Distribution max_tokens;
-  int64_t vocab_size = 0;  // of the model; prompts are random ids
+  int64_t shared_prefix = 0;  // tokens before those, the same in every prompt
+  int64_t vocab_size = 0;     // of the model; prompts are random ids
   float temperature = 1;
   // Shares of the requests, in [0, 1].
   double high = 0;

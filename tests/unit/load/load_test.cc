@@ -87,6 +87,24 @@ TEST(WorkloadTest, ARequestIsAFunctionOfSeedAndIndex) {
   EXPECT_NE(bytes(5), first);
 }
 
+TEST(WorkloadTest, PromptsStartWithTheSharedPrefix) {
+  WorkloadOptions options;
+  options.vocab_size = 1000;
+  options.prompt_tokens = *Distribution::Parse("20");
+  options.shared_prefix = 30;
+  const auto ids = [&options](int64_t index) {
+    const v1::TokenIds& ids = PlanRequest(options, index).request.token_ids();
+    return std::vector<int32_t>(ids.ids().begin(), ids.ids().end());
+  };
+  const std::vector<int32_t> a = ids(1), b = ids(2);
+  ASSERT_EQ(a.size(), 50u);
+  ASSERT_EQ(b.size(), 50u);
+  EXPECT_TRUE(std::equal(a.begin(), a.begin() + 30, b.begin()));
+  EXPECT_FALSE(std::equal(a.begin() + 30, a.end(), b.begin() + 30));
+  options.seed = 2;
+  EXPECT_FALSE(std::equal(a.begin(), a.begin() + 30, ids(1).begin()));
+}
+
 TEST(WorkloadTest, SharesAreKept) {
   WorkloadOptions options;
   options.vocab_size = 100;
