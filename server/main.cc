@@ -40,8 +40,10 @@
 #include "server/metrics/exposer.h"
 #include "server/metrics/gpu_metrics.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/prefix_cache_metrics.h"
 #include "server/metrics/session_metrics.h"
 #include "server/model/model.h"
+#include "server/prefix_cache/prefix_cache.h"
 #include "server/rpc/model_registry.h"
 #include "server/rpc/server.h"
 #include "server/rpc/tls.h"
@@ -185,7 +187,7 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelFlag& flag) {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const ServerFlags& flags,
-                                                   Metrics* metrics) {
+                                                   Metrics* metrics, PrefixCache* prefix_cache) {
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(flag));
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
                           Tokenizer::Load(flag.directory, model->config().vocab_size));
@@ -208,6 +210,8 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   options.stalled_reader_timeout = flags.stalled_reader_timeout;
   options.step_time_target = flags.step_time_target;
   options.max_stream_backlog = static_cast<size_t>(flags.max_stream_backlog);
+  options.prefix_cache = prefix_cache;
+  options.prefix_cache_interval = flags.prefix_cache_interval;
   std::vector<std::unique_ptr<Engine>> members;
   for (size_t i = 0; i < backends.size(); ++i) {
     if (backends.size() > 1) options.replica = absl::StrCat(i);
@@ -348,10 +352,14 @@ absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
   const std::unique_ptr<SessionMetrics> session_metrics = SessionMetrics::Create(registry.get());
   MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<SessionTable> sessions,
                           MakeSessions(flags, session_metrics.get()));
+  const std::unique_ptr<PrefixCacheMetrics> prefix_metrics =
+      PrefixCacheMetrics::Create(registry.get());
+  PrefixCache prefix_cache(flags.prefix_cache_mb << 20, prefix_metrics.get());
   std::vector<std::unique_ptr<Engine>> engines;
   ModelRegistry models;
   for (const ModelFlag& flag : flags.models) {
-    absl::StatusOr<std::unique_ptr<Engine>> engine = MakeEngine(flag, flags, metrics.get());
+    absl::StatusOr<std::unique_ptr<Engine>> engine =
+        MakeEngine(flag, flags, metrics.get(), flags.prefix_cache_mb > 0 ? &prefix_cache : nullptr);
     if (!engine.ok()) {
       return absl::Status(engine.status().code(),
                           absl::StrCat("model ", flag.name, ": ", engine.status().message()));

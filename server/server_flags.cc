@@ -45,8 +45,7 @@ Exit status: 0 stopped as asked; 1 failed; 2 wrong command line.
 
 // Flags of the design that this version does not have: refused, so that nobody relies on them.
 struct LaterFlags {
-  static constexpr std::array<const char*, 3> kNames = {"prefix_cache_mb", "auth_tokens_file",
-                                                        "model_root"};
+  static constexpr std::array<const char*, 2> kNames = {"auth_tokens_file", "model_root"};
   std::array<std::string, kNames.size()> values;
 };
 
@@ -103,6 +102,14 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->Add("step_time_target", &flags->step_time_target, "TIME",
            "prompts make a step with decoding rows at most so long, or\ntwice as long as without "
            "prompts (default 50ms)");
+
+  set->AddHeading("Prefix cache:");
+  set->AddInteger<int64_t>("prefix_cache_mb", &flags->prefix_cache_mb, 0, 1 << 20, "N",
+                           "MiB of memory for states after the beginnings of prompts\n(default "
+                           "256): those that begin alike are fed once; 0: off");
+  set->AddInteger("prefix_cache_interval", &flags->prefix_cache_interval, 0, 1 << 30, "N",
+                  "keep a state after each so many tokens of a prompt (default\n256; 0: no), "
+                  "besides those at its end and where prompts part");
 
   set->AddHeading("Sessions:");
   set->Add("session_store", &flags->session_store, "STORE",

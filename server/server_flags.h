@@ -44,6 +44,9 @@ struct ServerFlags {
   absl::Duration stalled_reader_timeout = absl::Seconds(60);
   absl::Duration step_time_target = absl::Milliseconds(50);
 
+  int64_t prefix_cache_mb = 256;
+  int32_t prefix_cache_interval = 256;
+
   std::string session_store = "memory";
   std::string session_key_file;
   absl::Duration session_ttl = absl::InfiniteDuration();

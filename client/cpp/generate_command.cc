@@ -173,9 +173,11 @@ class GenerateCommand final : public Command {
     // The first token is prefill's.
     const int64_t decoded = finished.usage().completion_tokens() - 1;
     absl::FPrintF(
-        stderr, "\n[%s; prompt %d tokens in %.3f s; %d tokens, %.1f tokens/s; seed %d]\n",
+        stderr,
+        "\n[%s; prompt %d tokens, %d cached, in %.3f s; %d tokens, %.1f tokens/s; seed %d]\n",
         absl::StripPrefix(v1::FinishReason_Name(finished.finish_reason()), "FINISH_REASON_"),
-        finished.usage().prompt_tokens(), prefill_seconds, finished.usage().completion_tokens(),
+        finished.usage().prompt_tokens(), finished.usage().cached_tokens(), prefill_seconds,
+        finished.usage().completion_tokens(),
         decoded > 0 && decode_seconds > 0 ? decoded / decode_seconds : 0.0, seed_);
   }
 

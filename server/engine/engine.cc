@@ -52,6 +52,9 @@ class EngineImpl final : public Engine {
                                       std::shared_ptr<ScoreSink> sink) override {
     return loop_.Submit(std::move(request), std::move(sink));
   }
+  int64_t CachedTokens(const GenerationRequest& request) const override {
+    return loop_.CachedTokens(request);
+  }
   void Cancel(RequestHandle handle) override { loop_.Cancel(handle); }
 
   void Drain(absl::Time deadline) override {
@@ -102,6 +105,9 @@ class EngineImpl final : public Engine {
     loop.step_time_target = options_.step_time_target;
     loop.delivery_threads = options_.delivery_threads;
     loop.vocab_size = model_->config().vocab_size;
+    loop.prefixes.cache = options_.prefix_cache;
+    loop.prefixes.model_digest = model_->digest();
+    loop.prefixes.interval = options_.prefix_cache_interval;
     loop.clock = options_.clock;
     loop.fault_listener = [this] { BecomeUnhealthy(); };
     return loop;
@@ -133,6 +139,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Options options,
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.prefill_chunk, 1, "prefill_chunk"));
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.step_token_budget, 1, "step_token_budget"));
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.delivery_threads, 1, "delivery_threads"));
+  MMFREE_RETURN_IF_ERROR(CheckAtLeast(options.prefix_cache_interval, 0, "prefix_cache_interval"));
   const BackendInfo& info = backend->info();
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.num_slots, 1, "the backend's num_slots"));
   MMFREE_RETURN_IF_ERROR(CheckAtLeast(info.max_step_tokens, 1, "the backend's max_step_tokens"));

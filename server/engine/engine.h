@@ -15,6 +15,7 @@
 #include "server/base/clock.h"
 #include "server/metrics/metrics.h"
 #include "server/model/model.h"
+#include "server/prefix_cache/prefix_cache.h"
 #include "server/sampling/constraint.h"
 #include "server/scheduler/request.h"
 #include "server/tokenizer/tokenizer.h"
@@ -38,6 +39,8 @@ class Engine {
         absl::Seconds(60);                                     // then a paused request is cancelled
     absl::Duration step_time_target = absl::Milliseconds(50);  // as StepLoop::Options
     int32_t delivery_threads = 1;
+    PrefixCache* prefix_cache = nullptr;  // of any number of engines; must outlive them
+    int32_t prefix_cache_interval = 256;  // as PrefixSharing::Options
     const Clock* clock = Clock::Real();
     // Called once with false, when the engine becomes unhealthy: by the step thread after a device
     // fault, by Drain's caller before admission stops. Must not call the engine.
@@ -61,6 +64,9 @@ class Engine {
                                                std::shared_ptr<GenerationSink> sink) = 0;
   virtual absl::StatusOr<RequestHandle> Score(ScoreRequest request,
                                               std::shared_ptr<ScoreSink> sink) = 0;
+
+  // Tokens of the request's prompt that the prefix cache would spare it if it started now.
+  virtual int64_t CachedTokens(const GenerationRequest& /*request*/) const { return 0; }
 
   // Ends a request with CANCELLED within one step and frees its slot. No effect on an unknown
   // handle or one that has finished.

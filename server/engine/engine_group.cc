@@ -46,6 +46,11 @@ class EngineGroup final : public Engine {
     return Dispatch(std::move(request), std::move(sink), &Engine::Score);
   }
 
+  // The members share one cache, if any.
+  int64_t CachedTokens(const GenerationRequest& request) const override {
+    return members_.front()->CachedTokens(request);
+  }
+
   void Cancel(RequestHandle handle) override {
     members_[handle % members_.size()]->Cancel(handle / members_.size());
   }

@@ -95,6 +95,10 @@ struct Families {
   Family<Gauge>& slots;
   Family<Counter>& prompt_tokens;
   Family<Counter>& generation_tokens;
+  Family<Counter>& prefix_hits;
+  Family<Counter>& prefix_misses;
+  Family<Counter>& prefix_cached_tokens;
+  Family<Counter>& prefix_joins;
   Family<Histogram>& queue_time;
   Family<Histogram>& time_to_first_token;
   Family<Histogram>& inter_token_latency;
@@ -155,6 +159,18 @@ Families::Families(prometheus::Registry& r)
                                "Prompt and scored tokens fed to the model. Unit: tokens.")),
       generation_tokens(AddCounter(r, "mmfree_generation_tokens_total",
                                    "Tokens generated and emitted. Unit: tokens.")),
+      prefix_hits(AddCounter(r, "mmfree_prefix_cache_hits_total",
+                             "Requests that started from a state of the prefix cache, or of "
+                             "another prompt that was being fed. Unit: requests.")),
+      prefix_misses(AddCounter(r, "mmfree_prefix_cache_misses_total",
+                               "Requests that could have used the prefix cache and found nothing "
+                               "in it. Unit: requests.")),
+      prefix_cached_tokens(AddCounter(r, "mmfree_prefix_cache_cached_tokens_total",
+                                      "Prompt tokens that were not computed again because of "
+                                      "hits. Unit: tokens.")),
+      prefix_joins(AddCounter(r, "mmfree_prefix_cache_joins_total",
+                              "Requests that waited for a prefix which another request was "
+                              "feeding. Unit: requests.")),
       queue_time(AddHistogram(r, "mmfree_request_queue_time_seconds",
                               "From a request's submission to the first step that has it, in "
                               "seconds.")),
@@ -211,6 +227,10 @@ class ModelMetricsImpl final : public ModelMetrics {
         slots_(families.slots.Add(model_label_)),
         prompt_tokens_(families.prompt_tokens.Add(model_label_)),
         generation_tokens_(families.generation_tokens.Add(model_label_)),
+        prefix_hits_(families.prefix_hits.Add(model_label_)),
+        prefix_misses_(families.prefix_misses.Add(model_label_)),
+        prefix_cached_tokens_(families.prefix_cached_tokens.Add(model_label_)),
+        prefix_joins_(families.prefix_joins.Add(model_label_)),
         queue_time_(families.queue_time.Add(model_label_, RequestSeconds())),
         time_to_first_token_(families.time_to_first_token.Add(model_label_, RequestSeconds())),
         inter_token_latency_(families.inter_token_latency, model_label_, StepSeconds()),
@@ -260,6 +280,11 @@ class ModelMetricsImpl final : public ModelMetrics {
   void CountGeneratedTokens(int64_t tokens) override {
     generation_tokens_.Increment(static_cast<double>(tokens));
   }
+  void CountPrefixLookup(int64_t cached, bool joined) override {
+    (cached > 0 ? prefix_hits_ : prefix_misses_).Increment();
+    if (cached > 0) prefix_cached_tokens_.Increment(static_cast<double>(cached));
+    if (joined) prefix_joins_.Increment();
+  }
   void ObserveQueueTime(absl::Duration time) override {
     queue_time_.Observe(absl::ToDoubleSeconds(time));
   }
@@ -297,6 +322,10 @@ class ModelMetricsImpl final : public ModelMetrics {
   Gauge& slots_;
   Counter& prompt_tokens_;
   Counter& generation_tokens_;
+  Counter& prefix_hits_;
+  Counter& prefix_misses_;
+  Counter& prefix_cached_tokens_;
+  Counter& prefix_joins_;
   Histogram& queue_time_;
   Histogram& time_to_first_token_;
   BulkHistogram inter_token_latency_;

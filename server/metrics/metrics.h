@@ -39,6 +39,9 @@ class ModelMetrics {
   virtual void CountRequest(absl::string_view outcome) = 0;
   virtual void CountPromptTokens(int64_t tokens) = 0;
   virtual void CountGeneratedTokens(int64_t tokens) = 0;
+  // A prompt that may use the prefix cache starts: `cached` of its tokens are not computed again,
+  // none for a miss. `joined`: it waited for another prompt that was being fed.
+  virtual void CountPrefixLookup(int64_t cached, bool joined) = 0;
   virtual void ObserveQueueTime(absl::Duration time) = 0;
   virtual void ObserveTimeToFirstToken(absl::Duration time) = 0;
   // `tokens` tokens, each `time` after the one before it in its stream: rows that decode together

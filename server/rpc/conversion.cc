@@ -150,6 +150,7 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
       sampling.has_temperature() ? sampling.temperature() : kDefaultTemperature;
   out.sampling.seed = sampling.has_seed() ? sampling.seed() : SystemRandomBits() >> 11;
   out.priority = ToPriority(request.priority());
+  out.cache_salt = request.cache_salt();
   const v1::StoppingOptions& stopping = request.stopping();
   out.max_new_tokens =
       stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens;

@@ -124,6 +124,7 @@ class CreateSessionReactor final : public grpc::ServerUnaryReactor {
     request.prompt = prompt_;
     request.final_state = final_state_;
     request.caller = call_.caller();
+    request.cache_salt = request_->cache_salt();
     request.deadline = call_.deadline();
     const auto prefill = std::make_shared<Prefill>(this, engine_);
     {

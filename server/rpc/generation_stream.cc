@@ -29,6 +29,7 @@ GenerationStream::GenerationStream(Options options, Engine* engine,
 
 void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
                              GenerationRequest request) {
+  self->cached_tokens_ = self->engine_->CachedTokens(request);
   absl::StatusOr<RequestHandle> handle = self->engine_->Submit(std::move(request), self);
   if (!handle.ok()) {
     // The engine will never call; nothing was written. The client may be gone, which changes
@@ -188,6 +189,7 @@ void GenerationStream::MakeStarted() {
   started->set_request_id(options_.request_id);
   started->set_model(engine_->model_name());
   started->set_prompt_tokens(prompt_tokens_);
+  started->set_cached_tokens(cached_tokens_);
   started->set_seed(options_.seed);
 }
 

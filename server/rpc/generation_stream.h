@@ -103,6 +103,7 @@ class GenerationStream final : public GenerationSink, public EventSource {
   Engine* const engine_;
   EventWriter* const writer_;
   const int64_t prompt_tokens_;
+  int64_t cached_tokens_ = 0;          // of the prompt, when it was submitted
   const std::vector<int32_t> prompt_;  // what prompt events are made of; empty without them
 
   std::atomic<size_t> backlog_{0};

@@ -262,7 +262,6 @@ void CheckCacheSalt(absl::string_view salt, Violations* violations) {
   violations->Check(
       salt.size() <= kMaxCacheSaltBytes, "cache_salt",
       absl::StrCat("must be at most ", kMaxCacheSaltBytes, " bytes, is ", salt.size()));
-  if (!salt.empty()) violations->AddUnimplemented("cache_salt");
 }
 
 }  // namespace

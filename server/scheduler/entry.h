@@ -40,6 +40,8 @@ struct SchedulerEntry : EntryListNode {
   // The owner's to set at any time between steps: while it is above `fed`, a chunk does not go
   // beyond it, so that the state after exactly this many tokens of the prompt can be read.
   int64_t chunk_boundary = 0;
+  // Set by the owner in Policy::Prepare: keeps its slot and skips steps until Policy::Unhold.
+  bool held = false;
 
   Phase phase = Phase::kNone;
   Priority rank = Priority::kNormal;  // its priority, or above it once its age has counted

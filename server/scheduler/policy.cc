@@ -142,6 +142,7 @@ void Policy::PreemptForWaiting(int64_t prompt_tokens, Plan* plan) {
     const EntryList<SchedulerEntry>& prefilling = prefilling_[rank];
     for (const SchedulerEntry* entry = prefilling.front(); entry != nullptr && prompt_tokens > 0;
          entry = prefilling.After(entry)) {
+      if (entry->held) continue;
       prompt_tokens -= std::min<int64_t>(options_.prefill_chunk, entry->prompt_tokens - entry->fed);
     }
     while (want > 0 && prompt_tokens > 0 && plan->preempted.size() < kMaxPreemptionsPerStep) {
@@ -177,21 +178,18 @@ void Policy::Admit(SchedulerEntry* entry, bool in_turn, int64_t limit, Plan* pla
   line_.Withdraw(entry);
   entry->slot = free_slots_.back();
   free_slots_.pop_back();
-  if (started) {
-    plan->resumed.push_back(entry);
-    line_.Admitted(entry, 0, in_turn);
-  } else {
-    if (prepare_ != nullptr) {
-      prepare_(entry);
-      ABSL_RAW_CHECK(entry->fed < entry->prompt_tokens, "a prompt without a token to feed");
-    }
-    plan->admitted.push_back(entry);
-    line_.Admitted(entry, entry->prompt_tokens - entry->fed, in_turn);
+  const bool begins = !started || entry->held;
+  if (begins && prepare_ != nullptr) {
+    prepare_(entry);
+    ABSL_RAW_CHECK(entry->fed < entry->prompt_tokens, "a prompt without a token to feed");
   }
+  (started ? plan->resumed : plan->admitted).push_back(entry);
+  line_.Admitted(entry, 0, in_turn);
+  if (begins) line_.Pledge(entry, entry->prompt_tokens - entry->fed);
   if (entry->fed < entry->prompt_tokens) {
     entry->phase = Phase::kPrefill;
     prefilling_[Index(entry->rank)].PushBack(entry);
-    AddPrefillRow(entry, limit, plan);
+    if (!entry->held) AddPrefillRow(entry, limit, plan);
   } else {
     // Its row joins the decoding ones, which come first.
     StartDecoding(entry);
@@ -218,13 +216,23 @@ void Policy::PlanPrompts(Priority priority, int64_t limit, Plan* plan) {
   for (SchedulerEntry* entry = prefilling.front(); entry != nullptr && plan->tokens < limit;
        entry = prefilling.After(entry)) {
     // One that was admitted for its age has its row.
-    if (entry->planned_step != steps_) AddPrefillRow(entry, limit, plan);
+    if (entry->planned_step != steps_ && !entry->held) AddPrefillRow(entry, limit, plan);
   }
   while (plan->tokens < limit && HasFreeSlot()) {
     SchedulerEntry* const next = line_.Next(priority);
     if (next == nullptr) break;
     Admit(next, /*in_turn=*/true, limit, plan);
   }
+}
+
+// Of the entries that are being fed; null when none is.
+SchedulerEntry* Policy::OldestOfLowest() const {
+  for (const EntryList<SchedulerEntry>& list : prefilling_) {
+    SchedulerEntry* entry = list.front();
+    while (entry != nullptr && entry->held) entry = list.After(entry);
+    if (entry != nullptr) return entry;
+  }
+  return nullptr;
 }
 
 void Policy::PlanStep(absl::Time now, int64_t prompt_budget, Plan* plan) {
@@ -245,12 +253,8 @@ void Policy::PlanStep(absl::Time now, int64_t prompt_budget, Plan* plan) {
   const int64_t limit = std::min<int64_t>(options_.step_token_budget, plan->tokens + prompt_budget);
   AdmitAged(now, limit, plan);
   if (steps_ % kAgedStep == 0 && plan->tokens < limit) {
-    const auto lowest =
-        std::find_if(prefilling_.begin(), prefilling_.end(),
-                     [](const EntryList<SchedulerEntry>& list) { return !list.empty(); });
-    if (lowest != prefilling_.end() && lowest->front()->planned_step != steps_) {
-      AddPrefillRow(lowest->front(), limit, plan);
-    }
+    SchedulerEntry* const lowest = OldestOfLowest();
+    if (lowest != nullptr && lowest->planned_step != steps_) AddPrefillRow(lowest, limit, plan);
   }
   for (int rank = kNumPriorities - 1; rank >= 0; --rank) {
     PlanPrompts(static_cast<Priority>(rank), limit, plan);
@@ -286,6 +290,11 @@ void Policy::Resume(SchedulerEntry* entry) {
     entry->phase = Phase::kPreempted;
     line_.Prepend(entry);
   }
+}
+
+void Policy::Unhold(SchedulerEntry* entry) {
+  entry->held = false;
+  line_.Pledge(entry, entry->prompt_tokens - entry->fed);
 }
 
 }  // namespace mmfree

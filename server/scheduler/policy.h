@@ -77,8 +77,9 @@ class Policy {
   // max_batch is 0, part of the budget (a chunk, a quarter at most) is kept for prompts.
   static int32_t Capacity(const Options& options);
 
-  // Called once for an entry, in PlanStep when it has been given its first slot and before its
-  // first chunk is chosen: may set `fed` and `chunk_boundary`. Must not call the policy.
+  // Called for an entry in PlanStep when it has been given its first slot and before its first
+  // chunk is chosen: may set `fed` and `chunk_boundary`, or `held`. One that lost its slot while it
+  // was held is prepared again when it gets another. Must not call the policy.
   using Prepare = std::function<void(SchedulerEntry*)>;
 
   // Every option at least 1 (max_batch: 0). CHECK-fails otherwise.
@@ -107,6 +108,10 @@ class Policy {
   void Pause(SchedulerEntry* entry);
   void Resume(SchedulerEntry* entry);
 
+  // An entry that was held takes part in steps from now on, from its `fed` on. Somebody that is not
+  // held must be fed a prompt while any entry is.
+  void Unhold(SchedulerEntry* entry);
+
   size_t waiting() const { return line_.size(); }
   size_t decoding() const;
   // Entries that hold a slot.
@@ -132,6 +137,7 @@ class Policy {
   void PlanPrompts(Priority priority, int64_t limit, Plan* plan);
   void Admit(SchedulerEntry* entry, bool in_turn, int64_t limit, Plan* plan);
   void AddPrefillRow(SchedulerEntry* entry, int64_t limit, Plan* plan) const;
+  SchedulerEntry* OldestOfLowest() const;
   void StartDecoding(SchedulerEntry* entry);
   // Takes an entry that holds a slot, or is parked, off its list.
   void Unlist(SchedulerEntry* entry);

@@ -70,7 +70,8 @@ struct GenerationRequest {
   // With max_new_tokens = 0 the prompt's last token is left pending.
   std::shared_ptr<FinalState> final_state;
   Priority priority = Priority::kNormal;
-  std::string caller;  // whose share of the service it counts against; any text
+  std::string caller;      // whose share of the service it counts against; any text
+  std::string cache_salt;  // prefixes are shared with requests of this caller and salt only
   absl::Time deadline = absl::InfiniteFuture();
 };
 

@@ -6,15 +6,35 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/backends/backend.h"
+#include "server/prefix_cache/prefix_cache.h"
 #include "server/scheduler/policy.h"
 #include "server/scheduler/request.h"
 
 namespace mmfree {
+
+struct RequestState;
+
+// What PrefixSharing keeps of a request. The step thread's, but for what is constant.
+struct PrefixState {
+  std::string space;                   // constant once submitted; empty: takes no part
+  int64_t expected = 0;                // tokens that were cached when it was submitted; constant
+  std::vector<int64_t> checkpoints;    // where its state is to be kept; falling, the next one last
+  bool feeding = false;                // others may wait for it
+  std::vector<RequestState*> joiners;  // those that do
+  RequestState* joined = nullptr;      // whom it waits for itself, while held
+  int64_t join_at = 0;                 // until that one has fed so many tokens
+  bool has_joined = false;
+  int64_t spared = 0;  // tokens of the prompt that are not counted as work, as they are shared
+  // What it was released with, until it is prepared.
+  SharedState joined_state;
+  int64_t joined_tokens = 0;
+};
 
 // Made by the submitter, handed to the step thread through the inbox, and by the step thread with
 // the request's last event to the request's delivery thread, which destroys it.
@@ -30,11 +50,23 @@ struct RequestState : SchedulerEntry {
   std::vector<int32_t> end_tokens;  // num_eos EOS ids, then the stop ids
   absl::Time submitted;
   uint64_t first_position = 0;  // of tokens[0] in the context
-  // The state before tokens[0]; null: before any token. Let go once it is in the slot.
-  std::shared_ptr<const std::vector<float>> initial_state;
+  // The state before tokens[fed] when its first step comes; null: before any token. Let go once it
+  // is in the slot.
+  SharedState initial_state;
   std::shared_ptr<FinalState> final_state;  // filled by the step thread; null: not wanted
 
+  PrefixState prefix;
+
+  // What FinalState is read at while the prompt is fed; 0: not then.
+  int64_t final_boundary() const {
+    return final_state != nullptr && max_new_tokens == 0 ? prompt_tokens - 1 : 0;
+  }
+
+  // What it counts among the tokens that wait to be fed.
+  int64_t tokens_to_wait() const { return prompt_tokens - prefix.expected; }
+
   // The step thread's.
+  bool state_in_slot = false;   // the slot it holds has its state
   std::vector<int32_t> tokens;  // the prompt, or the scored tokens followed by -1
   SamplingParams sampling;
   std::shared_ptr<RequestSampler> sampler;        // may be null

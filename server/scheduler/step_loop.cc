@@ -36,7 +36,9 @@ StepLoop::StepLoop(const Options& options, std::unique_ptr<Backend> backend, Mod
       admission_({Policy::Capacity(WithSlots(options.policy, backend_->info())), options.max_queue,
                   options.max_queue_tokens}),
       throughput_(FullChunk(WithSlots(options.policy, backend_->info()))),
-      policy_(WithSlots(options.policy, backend_->info())),
+      sharing_(options.prefixes, metrics),
+      policy_(WithSlots(options.policy, backend_->info()),
+              [this](SchedulerEntry* entry) { PreparePrompt(StateOf(entry)); }),
       current_throughput_(throughput_),
       delivery_(options.delivery_threads) {
   {
@@ -73,12 +75,44 @@ void StepLoop::Run() {
   }
 }
 
+// Of a request that has a slot: says from where on it is fed, unless it is to wait.
+void StepLoop::PreparePrompt(RequestState* request) {
+  sharing_.Prepare(request);
+  const int64_t spared = request->held ? request->prefix.join_at : request->fed;
+  WorkOf(*request).prompt_tokens -= spared - std::exchange(request->prefix.spared, spared);
+  counts_changed_ = true;
+  if (request->held) return;
+  tokens_done_ += request->fed;
+  request->tokens_left -= request->fed;
+  request->generation.usage.cached_tokens = request->fed;
+}
+
+void StepLoop::ResumeReleased() {
+  for (RequestState* request : sharing_.TakeReleased()) {
+    PreparePrompt(request);
+    if (!request->held) policy_.Unhold(request);
+  }
+}
+
+// The boundary of a prompt may have been set after its chunk was planned.
+void StepLoop::CutChunks() {
+  for (size_t i = plan_.decode_rows; i < plan_.rows.size(); ++i) {
+    Policy::Row& row = plan_.rows[i];
+    const int64_t left = row.entry->chunk_boundary - row.entry->fed;
+    if (left <= 0 || left >= row.tokens) continue;
+    plan_.tokens -= row.tokens - left;
+    row.tokens = static_cast<int32_t>(left);
+  }
+}
+
 void StepLoop::PlanStep(absl::Time now) {
+  ResumeReleased();
   const int64_t decoding = static_cast<int64_t>(policy_.decoding());
   const int64_t prompt_budget =
       decoding == 0 ? policy_.capacity() + int64_t{options_.policy.step_token_budget}
                     : current_throughput_.PromptBudget(options_.step_time_target, decoding);
   policy_.PlanStep(now, prompt_budget, &plan_);
+  CutChunks();
   CountPlan();
 }
 
@@ -108,8 +142,7 @@ void StepLoop::CountPlan() {
   }
   for (SchedulerEntry* entry : plan_.admitted) {
     --changes_.waiting[static_cast<size_t>(entry->priority)];
-    changes_.waiting_tokens -= entry->prompt_tokens;
-    WorkOf(*entry).prompt_tokens -= entry->fed;  // what was found computed
+    changes_.waiting_tokens -= StateOf(entry)->tokens_to_wait();
     started(entry);
   }
   if (!plan_.preempted.empty()) {

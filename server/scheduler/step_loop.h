@@ -25,6 +25,7 @@
 #include "server/scheduler/admission_control.h"
 #include "server/scheduler/delivery.h"
 #include "server/scheduler/policy.h"
+#include "server/scheduler/prefix_sharing.h"
 #include "server/scheduler/request.h"
 #include "server/scheduler/request_state.h"
 #include "server/scheduler/throughput.h"
@@ -52,6 +53,7 @@ class StepLoop {
     absl::Duration step_time_target = absl::Milliseconds(50);
     int32_t delivery_threads = 1;
     int64_t vocab_size = 0;
+    PrefixSharing::Options prefixes;
     const Clock* clock = Clock::Real();
     std::function<void()> fault_listener;  // called once, by the step thread
   };
@@ -69,6 +71,7 @@ class StepLoop {
   absl::StatusOr<RequestHandle> Submit(ScoreRequest request, std::shared_ptr<ScoreSink> sink);
   void Cancel(RequestHandle handle);
   void Drain(absl::Time deadline);
+  int64_t CachedTokens(const GenerationRequest& request) const;
 
   struct Load {
     int64_t waiting = 0;  // for their first slot
@@ -109,7 +112,10 @@ class StepLoop {
   void CheckReaders(absl::Time now);
   // Whether the request's reader caught up, so that it left `readers`, or was given up.
   bool CheckReader(RequestState* request, absl::Time now);
+  void PreparePrompt(RequestState* request);
+  void ResumeReleased();
   void PlanStep(absl::Time now);
+  void CutChunks();
   void CountPlan();
   // Of the request's class, not yet applied.
   ClassWork& WorkOf(const SchedulerEntry& entry) {
@@ -166,6 +172,7 @@ class StepLoop {
   int64_t parked_ ABSL_GUARDED_BY(mutex_) = 0;
 
   // The step thread's.
+  PrefixSharing sharing_;  // its SpaceOf and Peek: any thread's
   Policy policy_;
   Policy::Plan plan_;
   absl::flat_hash_map<RequestHandle, std::unique_ptr<RequestState>> requests_;

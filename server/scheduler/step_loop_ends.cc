@@ -1,4 +1,5 @@
 // The ends of requests: the step thread.
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -94,7 +95,7 @@ void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time 
   const size_t priority = static_cast<size_t>(request->priority);
   switch (request->phase) {
     case Phase::kWaiting:
-      changes_.waiting_tokens -= request->prompt_tokens;
+      changes_.waiting_tokens -= request->tokens_to_wait();
       --changes_.waiting[priority];
       WorkOf(*request).AddWaiting(request->expected_steps, request->open_steps, -1);
       break;
@@ -116,9 +117,11 @@ void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time 
     case Phase::kNone:
       break;
   }
-  WorkOf(*request).prompt_tokens -= request->prompt_tokens - request->fed;
+  WorkOf(*request).prompt_tokens -=
+      request->prompt_tokens - std::max(request->fed, request->prefix.spared);
   counts_changed_ = true;
   tokens_done_ += std::exchange(request->tokens_left, 0);
+  sharing_.Leave(request);
   policy_.Remove(request);
   metrics_->CountRequest(outcome);
   metrics_->ObserveEndToEndLatency(Elapsed(request->submitted, now));

@@ -48,23 +48,34 @@ void StepLoop::Step(absl::Time start) {
 // Carries out what the plan says of slots.
 absl::Status StepLoop::MoveStates(absl::Time start) {
   for (const Policy::Preemption& preemption : plan_.preempted) {
-    std::vector<float>& state = StateOf(preemption.entry)->saved_state;
+    RequestState* const request = StateOf(preemption.entry);
+    // One that was resumed in the same plan goes on as it was, or has been prepared anew.
+    if (request->slot < 0) sharing_.Leave(request);
+    if (!std::exchange(request->state_in_slot, false)) continue;
+    std::vector<float>& state = request->saved_state;
     state.resize(static_cast<size_t>(backend_->info().state_floats));
     MMFREE_RETURN_IF_ERROR(backend_->ReadSlot(preemption.slot, absl::MakeSpan(state)));
   }
   for (SchedulerEntry* entry : plan_.resumed) {
-    const std::vector<float> state = std::exchange(StateOf(entry)->saved_state, {});
-    MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(entry->slot, state));
+    RequestState* const request = StateOf(entry);
+    if (request->saved_state.empty()) continue;  // not begun when it lost its slot
+    const std::vector<float> state = std::exchange(request->saved_state, {});
+    MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(request->slot, state));
+    request->state_in_slot = true;
   }
   for (SchedulerEntry* entry : plan_.admitted) {
     StateOf(entry)->first_step = start;
     metrics_->ObserveQueueTime(Elapsed(StateOf(entry)->submitted, start));
-    MMFREE_RETURN_IF_ERROR(InitializeSlot(StateOf(entry)));
+  }
+  for (size_t i = plan_.decode_rows; i < plan_.rows.size(); ++i) {
+    RequestState* const request = StateOf(plan_.rows[i].entry);
+    if (!request->state_in_slot) MMFREE_RETURN_IF_ERROR(InitializeSlot(request));
   }
   return absl::OkStatus();
 }
 
-// Gives a newly admitted request's slot the state after request->fed tokens of its prompt.
+// Gives the slot of a request that is fed for the first time the state after request->fed tokens of
+// its prompt.
 absl::Status StepLoop::InitializeSlot(RequestState* request) {
   if (request->initial_state == nullptr) {
     MMFREE_RETURN_IF_ERROR(backend_->ZeroSlot(request->slot));
@@ -72,18 +83,22 @@ absl::Status StepLoop::InitializeSlot(RequestState* request) {
     MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(request->slot, *request->initial_state));
     request->initial_state.reset();
   }
+  request->state_in_slot = true;
   CaptureState(request);
   return absl::OkStatus();
 }
 
 // Reads the state of a slot that has reached its request's chunk boundary.
 void StepLoop::CaptureState(RequestState* request) {
-  if (request->fed != request->chunk_boundary || request->final_state == nullptr ||
-      request->max_new_tokens > 0) {
-    return;
+  if (request->fed != request->chunk_boundary) return;
+  if (request->final_state != nullptr && request->fed == request->final_boundary()) {
+    // Not back(): a target for scores may stand behind the prompt.
+    ReadFinalState(request, request->fed, {request->tokens[request->prompt_tokens - 1]});
   }
-  // Not back(): a target for scores may stand behind the prompt.
-  ReadFinalState(request, request->fed, {request->tokens[request->prompt_tokens - 1]});
+  if (!PrefixSharing::WantsState(*request)) return;
+  auto state = std::make_shared<std::vector<float>>(backend_->info().state_floats);
+  const bool read = backend_->ReadSlot(request->slot, absl::MakeSpan(*state)).ok();
+  sharing_.AddState(request, read ? std::move(state) : nullptr);
 }
 
 void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {

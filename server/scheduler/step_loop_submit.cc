@@ -42,6 +42,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->end_tokens = std::move(request.eos_token_ids);
   state->end_tokens.insert(state->end_tokens.end(), request.stop_token_ids.begin(),
                            request.stop_token_ids.end());
+  state->prefix.space = sharing_.SpaceOf(request);
   state->first_position = request.first_position;
   state->initial_state = std::move(request.initial_state);
   state->final_state = std::move(request.final_state);
@@ -59,9 +60,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
   // Without a next token to sample, the last one of the prompt is left to the next turn, which then
   // has something to feed: the state is read before it.
-  if (state->final_state != nullptr && state->max_new_tokens == 0) {
-    state->chunk_boundary = state->prompt_tokens - 1;
-  }
+  state->chunk_boundary = state->final_boundary();
 
   absl::Status valid = absl::OkStatus();
   if (state->tokens.empty()) valid = absl::InvalidArgumentError("the prompt has no token");
@@ -81,6 +80,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   valid.Update(CheckTokens(state->tokens, "prompt"));
   if (valid.ok() && state->prompt_logprobs) MakeTargets(state.get());
   valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
+  if (valid.ok()) state->prefix.expected = sharing_.Peek(state->prefix.space, state->tokens);
   return SubmitState(std::move(state), std::move(valid));
 }
 
@@ -133,7 +133,7 @@ absl::Status StepLoop::Admit(const RequestState& request) {
   if (faulted_) return absl::UnavailableError("the device has failed");
   if (draining_) return absl::UnavailableError("the server is draining");
   if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
-  absl::Status admitted = admission_.Admit(request.priority, request.prompt_tokens);
+  absl::Status admitted = admission_.Admit(request.priority, request.tokens_to_wait());
   if (!absl::IsResourceExhausted(admitted)) return admitted;
   const absl::Duration wait = EstimatedWait(request.priority);
   absl::Status refusal(admitted.code(),
@@ -154,7 +154,8 @@ void StepLoop::CountWork(RequestState* request) {
   }
   ClassWork& work = work_[static_cast<size_t>(request->priority)];
   work.AddWaiting(request->expected_steps, request->open_steps, 1);
-  work.prompt_tokens += request->prompt_tokens - request->fed;
+  request->prefix.spared = request->prefix.expected;
+  work.prompt_tokens += request->prompt_tokens - request->prefix.spared;
 }
 
 absl::Duration StepLoop::EstimatedWait(Priority priority) const {
@@ -178,7 +179,7 @@ absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   const absl::Duration queue_takes = EstimateWait(queued, request.priority, policy_.capacity(),
                                                   throughput_.Costs(options_.step_time_target));
   const absl::Duration least =
-      queue_takes / 2 + throughput_.ServiceTime(request.prompt_tokens - request.fed, new_tokens);
+      queue_takes / 2 + throughput_.ServiceTime(request.tokens_to_wait(), new_tokens);
   const absl::Duration left = request.deadline - request.submitted;
   if (least <= left) return absl::OkStatus();
   return absl::DeadlineExceededError(
@@ -213,6 +214,10 @@ void StepLoop::Drain(absl::Time deadline) {
   }
   // A request leaves the admission counts before its sink hears of the end.
   delivery_.WaitForEnds(static_cast<int64_t>(admitted));
+}
+
+int64_t StepLoop::CachedTokens(const GenerationRequest& request) const {
+  return sharing_.Peek(sharing_.SpaceOf(request), request.prompt);
 }
 
 StepLoop::Load StepLoop::load() const {

@@ -54,20 +54,25 @@ void WaitingLine::Join(SchedulerEntry* entry) {
 }
 
 void WaitingLine::Leave(SchedulerEntry* entry) {
+  Pledge(entry, 0);
   CallerAccount* const account = std::exchange(entry->account, nullptr);
-  if (entry->pledged > 0) {
-    account->pledged -= std::exchange(entry->pledged, 0);
-    // The places are right only for accounts that grow.
-    for (size_t i = 0; i < kNumPriorities; ++i) {
-      if (account->waiting[i].empty()) continue;
-      TakeFromPlace(account, i);
-      PutInPlace(account, i);
-    }
-  }
   if (--account->entries > 0) return;
   account->idle_at = account->charged;
   idle_.insert(Place{account->idle_at, account->serial, account});
   ForgetIdle();
+}
+
+void WaitingLine::Pledge(SchedulerEntry* entry, int64_t tokens) {
+  CallerAccount* const account = entry->account;
+  const int64_t change = tokens - std::exchange(entry->pledged, tokens);
+  account->pledged += change;
+  if (change >= 0) return;
+  // The places are right only for accounts that grow.
+  for (size_t i = 0; i < kNumPriorities; ++i) {
+    if (account->waiting[i].empty()) continue;
+    TakeFromPlace(account, i);
+    PutInPlace(account, i);
+  }
 }
 
 void WaitingLine::ForgetIdle() {

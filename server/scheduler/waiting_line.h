@@ -49,6 +49,8 @@ class WaitingLine {
   // The entry, just withdrawn, was admitted, in the turn of its caller or out of it, and `tokens`
   // of its prompt are to be fed that were not pledged before.
   void Admitted(SchedulerEntry* entry, int64_t tokens, bool in_turn);
+  // Of an admitted entry's prompt, so many tokens are still to be fed, whatever was pledged before.
+  void Pledge(SchedulerEntry* entry, int64_t tokens);
   // A step processed so many tokens of the entry; what was pledged is used up first.
   void Charge(SchedulerEntry* entry, int64_t tokens);
 

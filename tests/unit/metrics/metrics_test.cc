@@ -24,6 +24,7 @@
 #include "absl/time/clock.h"
 #include "server/metrics/exposer.h"
 #include "server/metrics/gpu_metrics.h"
+#include "server/metrics/prefix_cache_metrics.h"
 
 namespace mmfree {
 namespace {
@@ -107,6 +108,12 @@ class MetricsTest : public ::testing::Test {
     model_->CountRequest("invalid_argument");
     model_->CountPromptTokens(100);
     model_->CountGeneratedTokens(7);
+    model_->CountPrefixLookup(90, /*joined=*/true);
+    model_->CountPrefixLookup(10, /*joined=*/false);
+    model_->CountPrefixLookup(0, /*joined=*/false);
+    prefix_cache_->SetBytes(5000);
+    prefix_cache_->SetCheckpoints(4);
+    prefix_cache_->CountEvictions(2);
     model_->ObserveQueueTime(absl::Milliseconds(1));
     model_->ObserveTimeToFirstToken(absl::Milliseconds(30));
     model_->ObserveInterTokenLatency(absl::Milliseconds(2), 1);
@@ -118,6 +125,7 @@ class MetricsTest : public ::testing::Test {
 
   std::shared_ptr<prometheus::Registry> registry_ = std::make_shared<prometheus::Registry>();
   std::unique_ptr<Metrics> metrics_ = Metrics::Create(registry_.get());
+  std::unique_ptr<PrefixCacheMetrics> prefix_cache_ = PrefixCacheMetrics::Create(registry_.get());
   ModelMetrics* model_ = metrics_->ForModel(Info("tales", "d1"));
   std::unique_ptr<MetricsExposer> exposer_;
 };
@@ -139,6 +147,13 @@ TEST_F(MetricsTest, EveryInstrumentIsScrapedWithItsValue) {
       {"mmfree_requests_total{model=\"tales\",outcome=\"cancelled\"}", 0},
       {"mmfree_prompt_tokens_total{model=\"tales\"}", 100},
       {"mmfree_generation_tokens_total{model=\"tales\"}", 7},
+      {"mmfree_prefix_cache_hits_total{model=\"tales\"}", 2},
+      {"mmfree_prefix_cache_misses_total{model=\"tales\"}", 1},
+      {"mmfree_prefix_cache_cached_tokens_total{model=\"tales\"}", 100},
+      {"mmfree_prefix_cache_joins_total{model=\"tales\"}", 1},
+      {"mmfree_prefix_cache_bytes", 5000},
+      {"mmfree_prefix_cache_checkpoints", 4},
+      {"mmfree_prefix_cache_evictions_total", 2},
       {"mmfree_request_queue_time_seconds_count{model=\"tales\"}", 1},
       {"mmfree_time_to_first_token_seconds_sum{model=\"tales\"}", 0.03},
       {"mmfree_e2e_request_latency_seconds_sum{model=\"tales\"}", 1},

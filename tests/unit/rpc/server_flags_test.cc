@@ -77,7 +77,8 @@ TEST(ServerFlags, FlagsOfLaterVersionsAreRefusedAndNotIgnored) {
 TEST(ServerFlags, HelpNeedsNoModelAndNamesEveryFlag) {
   ASSERT_THAT(ParseServerFlags({"--help"}), IsOk());
   EXPECT_TRUE(ParseServerFlags({"--help"})->help);
-  for (const char* flag : {"--model=", "--listen=", "--port_file=", "--drain_timeout="}) {
+  for (const char* flag :
+       {"--model=", "--listen=", "--port_file=", "--drain_timeout=", "--prefix_cache_mb="}) {
     EXPECT_THAT(ServerHelp(), HasSubstr(flag));
   }
 }

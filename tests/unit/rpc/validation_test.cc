@@ -197,7 +197,6 @@ INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                                 r->mutable_response()->set_return_state(true);
                               }},
                              {"best_of", [](R* r) { r->set_best_of(2); }},
-                             {"cache_salt", [](R* r) { r->set_cache_salt("salt"); }},
                              {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
                          }),
                          CaseName);

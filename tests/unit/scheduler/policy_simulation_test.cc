@@ -28,14 +28,18 @@ struct Request : SchedulerEntry {
   int64_t emitted = 0;
   int64_t max_new = 0;
   int ends = 0;
-  int held_slot = -1;        // the slot it was given, to see that it keeps it
-  int64_t waited_since = 0;  // step
+  int held_slot = -1;                  // the slot it was given, to see that it keeps it
+  int64_t waited_since = 0;            // step
+  const Request* waits_for = nullptr;  // while held
 };
 
 class Simulation {
  public:
   Simulation(const SimulationCase& parameters, uint64_t seed)
-      : parameters_(parameters), policy_(parameters.options), random_(seed) {}
+      : parameters_(parameters),
+        policy_(parameters.options,
+                [this](SchedulerEntry* entry) { Prepare(static_cast<Request*>(entry)); }),
+        random_(seed) {}
 
   void Run(int steps) {
     for (int step = 0; step < steps; ++step) {
@@ -66,6 +70,7 @@ class Simulation {
   int expired() const { return expired_; }
   int pauses() const { return pauses_; }
   int preemptions() const { return preemptions_; }
+  int holds() const { return holds_; }
 
  private:
   bool Chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
@@ -129,7 +134,33 @@ class Simulation {
     while (!policy_.parked().empty()) policy_.Resume(policy_.parked()[0]);
   }
 
+  // Some wait for another's prompt, as those do that begin alike.
+  void Prepare(Request* request) {
+    request->held = false;
+    if (!Chance(0.3)) return;
+    for (const Request* other : live_) {
+      if (other == request || other->phase != Phase::kPrefill || other->held ||
+          other->rank < request->rank) {
+        continue;
+      }
+      request->held = true;
+      request->waits_for = other;
+      ++holds_;
+      return;
+    }
+  }
+
+  void Unhold() {
+    for (Request* request : live_) {
+      if (!request->held || request->phase != Phase::kPrefill) continue;
+      if (request->waits_for->phase == Phase::kPrefill && !Chance(0.1)) continue;
+      request->fed = Uniform(0, request->prompt_tokens - 1);
+      policy_.Unhold(request);
+    }
+  }
+
   void Step() {
+    Unhold();
     Policy::Plan plan;
     const int64_t prompt_budget = Chance(0.5) ? 1 << 20 : Uniform(0, 20);
     policy_.PlanStep(now_, prompt_budget, &plan);
@@ -223,6 +254,9 @@ class Simulation {
         ASSERT_EQ(row->second, 1);
       } else if (request->phase == Phase::kPaused || request->phase == Phase::kParked) {
         ASSERT_TRUE(row == in_step.end());
+      } else if (request->held) {
+        ASSERT_TRUE(row == in_step.end());
+        ASSERT_FALSE(plan.rows.empty()) << "request " << request->id << " waits for nothing";
       } else if (request->phase == Phase::kPrefill) {
         prefilling = true;
         if (row == in_step.end()) continue;
@@ -240,7 +274,7 @@ class Simulation {
     if (tokens < options.step_token_budget && prompt_budget > options.step_token_budget) {
       ASSERT_TRUE(policy_.waiting() == 0 || running == static_cast<size_t>(policy_.capacity()));
       for (const Request* request : live_) {
-        if (request->phase != Phase::kPrefill) continue;
+        if (request->phase != Phase::kPrefill || request->held) continue;
         ASSERT_EQ(in_step[request],
                   std::min<int64_t>(options.prefill_chunk, request->prompt_tokens - request->fed));
       }
@@ -267,6 +301,7 @@ class Simulation {
   int expired_ = 0;
   int pauses_ = 0;
   int preemptions_ = 0;
+  int holds_ = 0;
 };
 
 TEST(PolicySimulationTest, KeepsItsPromisesUnderRandomLoad) {
@@ -282,7 +317,7 @@ TEST(PolicySimulationTest, KeepsItsPromisesUnderRandomLoad) {
        9},
   };
   for (size_t i = 0; i < cases.size(); ++i) {
-    int finished = 0, cancelled = 0, expired = 0, pauses = 0, preemptions = 0;
+    int finished = 0, cancelled = 0, expired = 0, pauses = 0, preemptions = 0, holds = 0;
     for (uint64_t seed = 1; seed <= 5; ++seed) {
       SCOPED_TRACE(::testing::Message() << "case " << i << ", seed " << seed);
       Simulation simulation(cases[i], seed);
@@ -293,6 +328,7 @@ TEST(PolicySimulationTest, KeepsItsPromisesUnderRandomLoad) {
       expired += simulation.expired();
       pauses += simulation.pauses();
       preemptions += simulation.preemptions();
+      holds += simulation.holds();
     }
     // The load must have reached every kind of end for the checks to mean something.
     EXPECT_GT(finished, 100) << "case " << i;
@@ -300,6 +336,8 @@ TEST(PolicySimulationTest, KeepsItsPromisesUnderRandomLoad) {
     EXPECT_GT(expired, 10) << "case " << i;
     EXPECT_GT(pauses, 5) << "case " << i;
     EXPECT_GT(preemptions, 5) << "case " << i;
+    // A lone slot leaves nobody to wait for.
+    EXPECT_EQ(holds > 20, Policy::Capacity(cases[i].options) > 1) << "case " << i;
   }
 }
 
