@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <string>
@@ -29,6 +30,9 @@ Lines that start with / are commands:
   /session    print the session's id and turn   /quit   end (so does the end of the input)
 
 )";
+
+// At least so long between two attempts to reach a server; it may ask for more.
+constexpr absl::Duration kRetryDelay = absl::Milliseconds(200);
 
 class ChatCommand final : public Command {
  public:
@@ -122,24 +126,34 @@ class ChatCommand final : public Command {
     const absl::Time give_up = absl::Now() + reconnect_;
     bool sent_before = false;
     for (;;) {
-      const absl::Status status =
-          client->Generate(request_, [this](const v1::GenerateResponse& event) {
-            fwrite(event.delta().text().data(), 1, event.delta().text().size(), stdout);
-            fflush(stdout);
-            if (event.has_finished()) turn_ = event.finished().session_turn();
-          });
+      absl::Status status = client->Generate(request_, [this](const v1::GenerateResponse& event) {
+        fwrite(event.delta().text().data(), 1, event.delta().text().size(), stdout);
+        fflush(stdout);
+        if (event.has_finished()) turn_ = event.finished().session_turn();
+      });
       if (status.ok()) {
         PrintLine("");
         return absl::OkStatus();
       }
       if (sent_before && absl::IsAborted(status)) {
-        std::cerr << "\n(the server had taken the turn; the end of its answer was lost)\n";
-        return PrintPresent(client);
+        // Either the turn was taken, or the server has not noticed yet that its client was gone.
+        v1::GetSessionRequest get;
+        get.set_session_id(request_.session_id());
+        const absl::StatusOr<v1::GetSessionResponse> got = client->GetSession(get);
+        if (got.ok() && got->session().turn() != request_.expected_turn()) {
+          std::cerr << "(the server had taken the turn; the end of its answer was lost)\n";
+          PrintSession(got->session());
+          return absl::OkStatus();
+        }
+      } else if (!absl::IsUnavailable(status)) {
+        return status;
       }
-      if (!absl::IsUnavailable(status) || absl::Now() >= give_up) return status;
-      std::cerr << "\n(the server is away: " << status.message() << "; trying again)\n";
+      if (absl::Now() >= give_up) return status;
+      if (!sent_before) {
+        std::cerr << "\n(the server is away: " << status.message() << "; trying again)\n";
+      }
       sent_before = true;
-      absl::SleepFor(absl::Seconds(1));
+      absl::SleepFor(std::max(DetailsOf(status).retry_delay, kRetryDelay));
     }
   }
 
