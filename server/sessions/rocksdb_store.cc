@@ -1,6 +1,7 @@
 #include "server/sessions/rocksdb_store.h"
 
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
@@ -8,6 +9,8 @@
 
 #include <array>
 #include <atomic>
+#include <cstdarg>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -15,8 +18,10 @@
 
 #include "absl/hash/hash.h"
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/sessions/store_errors.h"
 
@@ -33,6 +38,7 @@ constexpr size_t kValueHeader = 16;
 constexpr int64_t kNever = 0;  // as an expiry
 // States are rewritten at every turn: kept out of the tables, compaction does not copy them.
 constexpr uint64_t kMinBlobBytes = 4096;
+constexpr size_t kWriteBufferBytes = 16 << 20;
 
 void AppendBigEndian(uint64_t value, int bytes, std::string* out) {
   for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) {
@@ -259,17 +265,34 @@ class RocksDbStore final : public SessionStore {
   std::atomic<int64_t> count_{0};
 };
 
+// RocksDB's own log goes to ours. Its default is a file beside the data, and on a full disk the
+// failed write of a line into it ends the process (an assertion, in Debian's 7.8).
+class RocksDbLog final : public rocksdb::Logger {
+ public:
+  RocksDbLog() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
+
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    std::array<char, 512> line;
+    vsnprintf(line.data(), line.size(), format, arguments);
+    const absl::string_view text = absl::StripAsciiWhitespace(line.data());
+    Log(LogLevel::kWarning, absl::StrCat("rocksdb: ", text));
+  }
+};
+
 rocksdb::Options DatabaseOptions() {
   rocksdb::Options options;
   options.create_if_missing = true;
   // A crash leaves at most a last write that had not returned; anything else wrong in the log would
   // be a commit lost in silence, so the store does not open then.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  options.info_log = std::make_shared<RocksDbLog>();
+  // So much must be free again before a disk that was full is written to.
+  options.write_buffer_size = kWriteBufferBytes;
   options.enable_blob_files = true;
   options.min_blob_size = kMinBlobBytes;
   options.enable_blob_garbage_collection = true;
   options.max_open_files = 512;
-  options.keep_log_file_num = 4;
   options.compression = rocksdb::kNoCompression;
   rocksdb::BlockBasedTableOptions table;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));

@@ -1,12 +1,17 @@
 // One suite for every store: what store.h promises.
 #include "server/sessions/store.h"
 
+#include <sys/mount.h>
+
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <set>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/sessions/memory_store.h"
@@ -168,6 +173,18 @@ TEST_P(StoreTest, OwnersDoNotMeet) {
   EXPECT_THAT(store_->ReadCheckpoint(names[3], 4), IsOk());
 }
 
+TEST_P(StoreTest, ListsEverySessionOfAnOwnerOnce) {
+  std::multiset<std::string> expected;
+  for (uint64_t i = 1; i <= 260; ++i) {  // more than a store reads at once
+    const std::string id = absl::StrCat("session", i);
+    ASSERT_THAT(Create({"alice", id}, i, id), IsOk());
+    expected.insert(id);
+  }
+  ASSERT_THAT(store_->Delete({"alice", "session100"}), IsOk());
+  expected.erase("session100");
+  EXPECT_EQ(Listed("alice"), expected);
+}
+
 TEST_P(StoreTest, DeletedIsGoneWithItsCheckpoints) {
   ASSERT_THAT(Create(name_, 1, "one"), IsOk());
   ASSERT_THAT(store_->Commit(Change(name_, 1, 2, "two")), IsOk());
@@ -265,6 +282,44 @@ TEST(RocksDbStore, ADirectoryIsOneProcessAtATime) {
   ASSERT_THAT(first, IsOk());
   EXPECT_THAT(OpenRocksDbStore({.directory = directory.path()}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(directory.path())));
+}
+
+// Leaves no more than `free` bytes of the file system that `file` is in.
+void FillDisk(const std::string& file, uintmax_t free) {
+  std::ofstream out(file, std::ios::binary);
+  const std::string block(4096, 'x');
+  while (std::filesystem::space(file).available > free &&
+         out.write(block.data(), static_cast<std::streamsize>(block.size())).flush()) {
+  }
+}
+
+TEST(RocksDbStore, AFullDiskFailsChangesAndNotTheProcess) {
+  const TempDirectory directory;
+  if (mount("tmpfs", directory.path().c_str(), "tmpfs", 0, "size=40m,mode=700") != 0) {
+    GTEST_SKIP() << "cannot mount a file system here";
+  }
+  const absl::Cleanup unmount = [&] { umount2(directory.path().c_str(), MNT_DETACH); };
+  FillDisk(directory.File("reserve"), 4 << 20);  // too little left for RocksDB to set space aside
+  auto store = OpenRocksDbStore({.directory = directory.File("store")});
+  ASSERT_THAT(store, IsOk());
+  StoreChange change;
+  change.name = {"", "a"};
+  change.revision = 1;
+  change.checkpoint = std::make_shared<const std::string>(20'000, 'x');
+  ASSERT_THAT((*store)->Commit(change), IsOk());
+  FillDisk(directory.File("ballast"), 0);
+  change.expected = 1;
+  change.revision = 2;
+  EXPECT_THAT((*store)->Commit(change),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("No space left")));
+  EXPECT_THAT((*store)->Commit(change), StatusIs(absl::StatusCode::kUnavailable, _));
+  EXPECT_EQ((*store)->Read(change.name)->revision, 1u);
+  store->reset();
+  std::filesystem::remove(directory.File("ballast"));
+  store = OpenRocksDbStore({.directory = directory.File("store")});
+  ASSERT_THAT(store, IsOk());
+  EXPECT_EQ((*store)->Read(change.name)->revision, 1u);
+  EXPECT_THAT((*store)->Commit(change), IsOk());
 }
 #endif
 
