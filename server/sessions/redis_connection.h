@@ -11,8 +11,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "server/sessions/redis_store.h"
 
 namespace mmfree {
@@ -22,14 +24,20 @@ struct FreeRedisReply {
 };
 using RedisReply = std::unique_ptr<redisReply, FreeRedisReply>;
 
+using RedisCommand = std::vector<absl::string_view>;
+
 // Thread-safe: each call has a connection of its own, and idle ones are kept.
 class RedisConnections {
  public:
   explicit RedisConnections(const RedisStoreOptions& options) : options_(options) {}
 
   // Sends a command that is harmless to send twice and waits for its reply; once more, over a new
-  // connection, when the first one breaks. UNAVAILABLE: no connection, no reply, or an error reply.
-  absl::StatusOr<RedisReply> Command(const std::vector<absl::string_view>& arguments);
+  // connection, when the first one breaks. UNAVAILABLE: no connection, no reply in time, or an
+  // error reply. After a failure of the first two kinds none is tried for the options' back-off.
+  absl::StatusOr<RedisReply> Command(const RedisCommand& command);
+
+  // The same for several commands at once, in one round trip: as many replies, in their order.
+  absl::StatusOr<std::vector<RedisReply>> Commands(absl::Span<const RedisCommand> commands);
 
  private:
   struct FreeContext {
@@ -37,11 +45,13 @@ class RedisConnections {
   };
   using Connection = std::unique_ptr<redisContext, FreeContext>;
 
-  // An idle connection, or null.
-  Connection TakeIdle();
+  // An idle connection, or null. UNAVAILABLE while none may be tried.
+  absl::StatusOr<Connection> TakeIdle();
   absl::StatusOr<Connection> Connect();
-  void GiveBack(Connection connection);
+  void Succeeded(Connection connection);
+  absl::Status Failed(absl::string_view what);
   void DropIdle();
+  std::string Address() const;
 
   const RedisStoreOptions options_;
   absl::Mutex mutex_;

@@ -17,30 +17,54 @@ namespace {
 // A session is one hash: v the revision, e its expiry in microseconds (0: never), r the record,
 // c<revision> the checkpoints. The ids of an owner's sessions are a set of their own, which may
 // name some that are gone; those are taken out when they are listed.
-//
+
+// Starts every script that changes something. ARGV[1] is the moment, in microseconds of Redis' own
+// clock, after which its caller does not wait for it any more: it must change nothing then.
+constexpr absl::string_view kDeadline = R"lua(
+local time = redis.call('TIME')
+local late = tonumber(time[1]) * 1000000 + tonumber(time[2]) >= tonumber(ARGV[1])
+)lua";
+
 // ARGV: expected revision ("" to create), revision, now and expiry in microseconds, milliseconds
 // until then, record, "1" and the checkpoint or "0" and "", revisions whose checkpoints go.
 // A change that is there already is OK: it was sent twice.
 constexpr absl::string_view kCommit = R"lua(
 local key = KEYS[1]
 local v = redis.call('HGET', key, 'v')
-if v == ARGV[2] then return 'OK' end
+if v == ARGV[3] then return 'OK' end
+if late then return 'LATE' end
 if v then
   local e = tonumber(redis.call('HGET', key, 'e'))
-  if e > 0 and e <= tonumber(ARGV[3]) then redis.call('DEL', key); v = false end
+  if e > 0 and e <= tonumber(ARGV[4]) then redis.call('DEL', key); v = false end
 end
-if ARGV[1] == '' then
+if ARGV[2] == '' then
   if v then return 'EXISTS' end
 else
   if not v then return 'GONE' end
-  if v ~= ARGV[1] then return 'MOVED' end
+  if v ~= ARGV[2] then return 'MOVED' end
 end
-redis.call('HSET', key, 'v', ARGV[2], 'e', ARGV[4], 'r', ARGV[6])
-if ARGV[7] == '1' then redis.call('HSET', key, 'c' .. ARGV[2], ARGV[8]) end
-for i = 9, #ARGV do redis.call('HDEL', key, 'c' .. ARGV[i]) end
-if ARGV[4] == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[5]) end
+redis.call('HSET', key, 'v', ARGV[3], 'e', ARGV[5], 'r', ARGV[7])
+if ARGV[8] == '1' then redis.call('HSET', key, 'c' .. ARGV[3], ARGV[9]) end
+for i = 10, #ARGV do redis.call('HDEL', key, 'c' .. ARGV[i]) end
+if ARGV[5] == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[6]) end
 return 'OK'
 )lua";
+
+constexpr absl::string_view kDelete = R"lua(
+if late then return 'LATE' end
+redis.call('DEL', KEYS[1])
+return 'OK'
+)lua";
+
+// ARGV: an id.
+constexpr absl::string_view kRemoveFromSet = R"lua(
+if late then return 'LATE' end
+redis.call('SREM', KEYS[1], ARGV[2])
+return 'OK'
+)lua";
+
+// Sessions whose records are read in one round trip.
+constexpr size_t kListBatch = 256;
 
 constexpr int64_t kNever = 0;
 
@@ -62,27 +86,9 @@ class RedisStore final : public SessionStore {
   std::optional<int64_t> count() const override { return std::nullopt; }
 
   absl::StatusOr<StoredRecord> Read(const SessionName& name) override {
-    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply,
-                            redis_.Command({"HMGET", SessionKeyOf(name), "v", "e", "r"}));
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3) {
-      return absl::DataLossError("the session's stored record has the wrong shape");
-    }
-    if (reply->element[0]->type == REDIS_REPLY_NIL) return NoSuchSession(name);
-    StoredRecord stored;
-    int64_t expire = 0;
-    for (size_t i = 0; i < reply->elements; ++i) {
-      if (reply->element[i]->type != REDIS_REPLY_STRING) {
-        return absl::DataLossError("the session's stored record is not whole");
-      }
-    }
-    if (!absl::SimpleHexAtoi(Text(*reply->element[0]), &stored.revision) ||
-        !absl::SimpleAtoi(Text(*reply->element[1]), &expire)) {
-      return absl::DataLossError("the session's stored record is damaged");
-    }
-    if (expire != kNever) stored.expire_time = absl::FromUnixMicros(expire);
-    if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
-    stored.record = std::string(Text(*reply->element[2]));
-    return stored;
+    const std::string key = SessionKeyOf(name);
+    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command(ReadCommand(key)));
+    return RecordOf(name, *reply);
   }
 
   absl::StatusOr<SharedBytes> ReadCheckpoint(const SessionName& name, uint64_t revision) override {
@@ -98,28 +104,25 @@ class RedisStore final : public SessionStore {
     const bool expires = change.expire_time != absl::InfiniteFuture();
     const int64_t milliseconds =
         expires ? std::max<int64_t>(1, absl::ToInt64Milliseconds(change.expire_time - now)) : 0;
-    std::vector<std::string> arguments = {
+    const std::vector<std::string> fixed = {
         change.expected.has_value() ? Hex(*change.expected) : "", Hex(change.revision),
         absl::StrCat(absl::ToUnixMicros(now)),
         absl::StrCat(expires ? absl::ToUnixMicros(change.expire_time) : kNever),
         absl::StrCat(milliseconds)};
-    const std::string key = SessionKeyOf(change.name);
-    std::vector<absl::string_view> command = {"EVAL", kCommit, "1", key};
-    command.insert(command.end(), arguments.begin(), arguments.end());
-    command.push_back(change.record);
-    command.push_back(change.checkpoint == nullptr ? "0" : "1");
-    command.push_back(change.checkpoint == nullptr ? "" : absl::string_view(*change.checkpoint));
+    std::vector<absl::string_view> arguments(fixed.begin(), fixed.end());
+    arguments.push_back(change.record);
+    arguments.push_back(change.checkpoint == nullptr ? "0" : "1");
+    arguments.push_back(change.checkpoint == nullptr ? "" : absl::string_view(*change.checkpoint));
     std::vector<std::string> obsolete;
     for (const uint64_t revision : change.obsolete) obsolete.push_back(Hex(revision));
-    command.insert(command.end(), obsolete.begin(), obsolete.end());
+    arguments.insert(arguments.end(), obsolete.begin(), obsolete.end());
 
     // Before the session is there: a list leaves out what is not.
     if (!change.expected.has_value()) {
       MMFREE_RETURN_IF_ERROR(AddToOwner(change.name));
     }
-    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command(command));
-    const absl::string_view answer =
-        reply->type == REDIS_REPLY_STRING ? Text(*reply) : absl::string_view();
+    MMFREE_ASSIGN_OR_RETURN(const std::string answer,
+                            Change(kCommit, SessionKeyOf(change.name), arguments));
     if (answer == "OK") {
       // Again: who found no session before may just have taken its id out. The session is there
       // whatever becomes of this.
@@ -136,24 +139,19 @@ class RedisStore final : public SessionStore {
     // One that has expired on our clock is no session any more.
     const absl::Status present = Read(name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
-    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command({"DEL", SessionKeyOf(name)}));
-    MMFREE_RETURN_IF_ERROR(RemoveFromOwner(name));
-    return reply->integer == 1 ? absl::OkStatus() : NoSuchSession(name);
+    MMFREE_RETURN_IF_ERROR(Change(kDelete, SessionKeyOf(name), {}).status());
+    return RemoveFromOwner(name);
   }
 
   absl::Status List(const std::string& owner,
                     const std::function<void(const StoredRecord&)>& visit) override {
     MMFREE_ASSIGN_OR_RETURN(const RedisReply ids, redis_.Command({"SMEMBERS", OwnerKey(owner)}));
-    for (size_t i = 0; i < ids->elements; ++i) {
-      const SessionName name = {owner, std::string(Text(*ids->element[i]))};
-      const absl::StatusOr<StoredRecord> stored = Read(name);
-      if (stored.ok()) {
-        visit(*stored);
-      } else if (absl::IsUnavailable(stored.status())) {
-        return stored.status();
-      } else if (absl::IsNotFound(stored.status())) {
-        MMFREE_RETURN_IF_ERROR(RemoveFromOwner(name));
+    for (size_t begin = 0; begin < ids->elements; begin += kListBatch) {
+      std::vector<SessionName> names;
+      for (size_t i = begin; i < std::min(begin + kListBatch, ids->elements); ++i) {
+        names.push_back({owner, std::string(Text(*ids->element[i]))});
       }
+      MMFREE_RETURN_IF_ERROR(ListSome(names, visit));
     }
     return absl::OkStatus();
   }
@@ -162,6 +160,78 @@ class RedisStore final : public SessionStore {
   absl::StatusOr<int64_t> RemoveExpired(int64_t) override { return 0; }
 
  private:
+  static RedisCommand ReadCommand(absl::string_view key) { return {"HMGET", key, "v", "e", "r"}; }
+
+  // From the reply to a ReadCommand.
+  absl::StatusOr<StoredRecord> RecordOf(const SessionName& name, const redisReply& reply) const {
+    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 3) {
+      return absl::DataLossError("the session's stored record has the wrong shape");
+    }
+    if (reply.element[0]->type == REDIS_REPLY_NIL) return NoSuchSession(name);
+    StoredRecord stored;
+    int64_t expire = 0;
+    for (size_t i = 0; i < reply.elements; ++i) {
+      if (reply.element[i]->type != REDIS_REPLY_STRING) {
+        return absl::DataLossError("the session's stored record is not whole");
+      }
+    }
+    if (!absl::SimpleHexAtoi(Text(*reply.element[0]), &stored.revision) ||
+        !absl::SimpleAtoi(Text(*reply.element[1]), &expire)) {
+      return absl::DataLossError("the session's stored record is damaged");
+    }
+    if (expire != kNever) stored.expire_time = absl::FromUnixMicros(expire);
+    if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
+    stored.record = std::string(Text(*reply.element[2]));
+    return stored;
+  }
+
+  // Runs a script that changes `key`, and returns its answer. Once this has failed the change
+  // cannot happen any more, though it may have happened: the script does nothing when it comes too
+  // late by Redis' clock, which is read here before the wait for the script begins.
+  absl::StatusOr<std::string> Change(absl::string_view script, const std::string& key,
+                                     absl::Span<const absl::string_view> arguments) {
+    MMFREE_ASSIGN_OR_RETURN(const RedisReply time, redis_.Command({"TIME"}));
+    int64_t seconds = 0;
+    int64_t microseconds = 0;
+    if (time->type != REDIS_REPLY_ARRAY || time->elements != 2 ||
+        !absl::SimpleAtoi(Text(*time->element[0]), &seconds) ||
+        !absl::SimpleAtoi(Text(*time->element[1]), &microseconds)) {
+      return absl::DataLossError("the session store gave a time that makes no sense");
+    }
+    const std::string deadline = absl::StrCat(seconds * 1'000'000 + microseconds +
+                                              absl::ToInt64Microseconds(0.9 * options_.timeout));
+    const std::string timed_script = absl::StrCat(kDeadline, script);
+    RedisCommand command = {"EVAL", timed_script, "1", key, deadline};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command(command));
+    if (reply->type != REDIS_REPLY_STRING) {
+      return absl::DataLossError("the session store gave an answer that makes no sense");
+    }
+    if (Text(*reply) == "LATE") {
+      return absl::UnavailableError(
+          "session store redis: a change reached it too late and was not made");
+    }
+    return std::string(Text(*reply));
+  }
+
+  absl::Status ListSome(absl::Span<const SessionName> names,
+                        const std::function<void(const StoredRecord&)>& visit) {
+    std::vector<std::string> keys;
+    for (const SessionName& name : names) keys.push_back(SessionKeyOf(name));
+    std::vector<RedisCommand> commands;
+    for (const std::string& key : keys) commands.push_back(ReadCommand(key));
+    MMFREE_ASSIGN_OR_RETURN(const std::vector<RedisReply> replies, redis_.Commands(commands));
+    for (size_t i = 0; i < names.size(); ++i) {
+      const absl::StatusOr<StoredRecord> stored = RecordOf(names[i], *replies[i]);
+      if (stored.ok()) {
+        visit(*stored);
+      } else if (absl::IsNotFound(stored.status())) {
+        MMFREE_RETURN_IF_ERROR(RemoveFromOwner(names[i]));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status AddToOwner(const SessionName& name) {
     return redis_.Command({"SADD", OwnerKey(name.owner), name.id}).status();
   }
@@ -169,7 +239,7 @@ class RedisStore final : public SessionStore {
   // Takes out the id of a session that is gone. One of that name may be made meanwhile, here or by
   // a replica: if it is there now its id is put back, and if it comes later its maker does so.
   absl::Status RemoveFromOwner(const SessionName& name) {
-    MMFREE_RETURN_IF_ERROR(redis_.Command({"SREM", OwnerKey(name.owner), name.id}).status());
+    MMFREE_RETURN_IF_ERROR(Change(kRemoveFromSet, OwnerKey(name.owner), {name.id}).status());
     return absl::IsNotFound(Read(name).status()) ? absl::OkStatus() : AddToOwner(name);
   }
 

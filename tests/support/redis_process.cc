@@ -1,15 +1,12 @@
 #include "tests/support/redis_process.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "tests/support/loopback.h"
 
 namespace mmfree {
 namespace {
@@ -17,38 +14,20 @@ namespace {
 // Another process can only be asked; nothing depends on this interval.
 constexpr absl::Duration kPoll = absl::Milliseconds(5);
 
-sockaddr_in Loopback(int port) {
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
-}
-
 int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = Loopback(0);
-  socklen_t size = sizeof(address);
   int port = 0;
-  if (bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-      getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0) {
-    port = ntohs(address.sin_port);
-  }
-  close(fd);
+  close(BindLoopback(&port));
   return port;
 }
 
 // Whether the server there answers commands.
 bool Answers(int port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const sockaddr_in address = Loopback(port);
-  bool answers = false;
-  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) {
-    constexpr char kPing[] = "PING\r\n";
-    char reply = 0;
-    answers = write(fd, kPing, sizeof(kPing) - 1) == sizeof(kPing) - 1 &&
-              read(fd, &reply, 1) == 1 && reply == '+';
-  }
+  const int fd = ConnectLoopback(port);
+  if (fd < 0) return false;
+  constexpr char kPing[] = "PING\r\n";
+  char reply = 0;
+  const bool answers = write(fd, kPing, sizeof(kPing) - 1) == sizeof(kPing) - 1 &&
+                       read(fd, &reply, 1) == 1 && reply == '+';
   close(fd);
   return answers;
 }
@@ -70,6 +49,15 @@ void RedisProcess::Kill() {
   waitpid(pid_, nullptr, 0);
   pid_ = -1;
 }
+
+void RedisProcess::Freeze() {
+  kill(pid_, SIGSTOP);
+  // Until it has stopped it could still answer.
+  siginfo_t info;
+  waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WNOWAIT);
+}
+
+void RedisProcess::Thaw() { kill(pid_, SIGCONT); }
 
 bool RedisProcess::Restart() {
   Kill();

@@ -23,6 +23,10 @@ class RedisProcess {
   int port() const { return port_; }
   // Ends it as a crash does.
   void Kill();
+  // Stops it as a machine does that hangs: it keeps its connections and answers nothing. And lets
+  // it go on.
+  void Freeze();
+  void Thaw();
   // Starts it again on the same port and data (an append-only file that is written at once).
   bool Restart();
 

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/sessions/session_table.h"
+#include "tests/support/holding_proxy.h"
 #include "tests/support/redis_process.h"
 #include "tests/support/status_is.h"
 
@@ -33,18 +34,21 @@ class RedisStoreTest : public testing::Test {
     if (redis_ == nullptr) GTEST_SKIP() << "redis-server is not installed or does not start";
   }
 
-  std::unique_ptr<SessionStore> MakeStore() {
+  std::unique_ptr<SessionStore> MakeStore() { return MakeStore(redis_->port(), absl::Minutes(1)); }
+  static std::unique_ptr<SessionStore> MakeStore(int port, absl::Duration timeout) {
     RedisStoreOptions options;
     options.host = "127.0.0.1";
-    options.port = redis_->port();
+    options.port = port;
+    options.timeout = timeout;
     options.first_back_off = absl::ZeroDuration();
     options.max_back_off = absl::ZeroDuration();
     return MakeRedisStore(options);
   }
-  std::unique_ptr<SessionTable> MakeTable() {
+  std::unique_ptr<SessionTable> MakeTable() { return MakeTable(MakeStore()); }
+  std::unique_ptr<SessionTable> MakeTable(std::unique_ptr<SessionStore> store) {
     SessionTable::Options options;
     options.sweep_interval = absl::InfiniteDuration();
-    return std::make_unique<SessionTable>(options, MakeStore(), metrics_.get());
+    return std::make_unique<SessionTable>(options, std::move(store), metrics_.get());
   }
   static absl::Status RunTurn(SessionTable* table, const SessionName& name, int64_t tokens) {
     const auto turn = table->Begin(name, std::nullopt);
@@ -74,6 +78,53 @@ TEST_F(RedisStoreTest, ATurnWhoseStoreGoesAwayIsUnavailableAndTheNextFindsTheLas
   ASSERT_TRUE(redis_->Restart());
   EXPECT_EQ(table->Read(name_, std::nullopt, kShape)->state.token_count, 3);
   EXPECT_THAT(RunTurn(table.get(), name_, 9), IsOk());
+}
+
+TEST_F(RedisStoreTest, AFrozenServerIsUnavailableAndSaysWhy) {
+  ASSERT_THAT(MakeTable()->Create(name_, "m", kShape.digest, StateAt(0), std::nullopt), IsOk());
+  const auto table = MakeTable(MakeStore(redis_->port(), absl::Milliseconds(300)));
+  absl::StatusOr<std::unique_ptr<SessionTurn>> turn;
+  do {  // the machine may be slower than that, too
+    turn = table->Begin(name_, std::nullopt);
+  } while (absl::IsUnavailable(turn.status()));
+  ASSERT_THAT(turn, IsOk());
+  redis_->Freeze();
+  EXPECT_THAT((*turn)->Commit(StateAt(9)),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no answer within 300ms")));
+  redis_->Thaw();
+  absl::StatusOr<SessionTable::ReadResult> read;
+  do {
+    read = table->Read(name_, std::nullopt, kShape);
+  } while (absl::IsUnavailable(read.status()));
+  ASSERT_THAT(read, IsOk());
+  EXPECT_EQ(read->state.token_count, 0);
+}
+
+// A change whose caller was told that it failed may still be on its way, in a queue of the network
+// or of a server that hangs. When it arrives it must not happen.
+TEST_F(RedisStoreTest, AChangeThatArrivesAfterItsCallerGaveUpIsNotMade) {
+  const auto store = MakeStore();
+  HoldingProxy proxy(redis_->port());
+  const auto held_store = MakeStore(proxy.port(), absl::Milliseconds(300));
+  StoreChange change;
+  change.name = name_;
+  change.revision = 7;
+  change.record = "record";
+  ASSERT_THAT(store->Commit(change), IsOk());
+  proxy.Hold("EVAL");
+  change.expected = 7;
+  change.revision = 8;
+  EXPECT_THAT(held_store->Commit(change), StatusIs(absl::StatusCode::kUnavailable, _));
+  EXPECT_THAT(held_store->Delete(name_), StatusIs(absl::StatusCode::kUnavailable, _));
+  proxy.Release();
+  const auto stored = store->Read(name_);
+  ASSERT_THAT(stored, IsOk());
+  EXPECT_EQ(stored->revision, 7u);
+  absl::Status again;
+  do {
+    again = held_store->Commit(change);
+  } while (absl::IsUnavailable(again));
+  EXPECT_THAT(again, IsOk());
 }
 
 TEST_F(RedisStoreTest, AChangeThatIsSentTwiceIsMadeOnce) {
