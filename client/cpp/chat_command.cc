@@ -153,6 +153,7 @@ class ChatCommand final : public Command {
         std::cerr << "\n(the server is away: " << status.message() << "; trying again)\n";
       }
       sent_before = true;
+      client->AwaitConnection(std::max(absl::ZeroDuration(), give_up - absl::Now()));
       absl::SleepFor(std::max(DetailsOf(status).retry_delay, kRetryDelay));
     }
   }

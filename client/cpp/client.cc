@@ -101,11 +101,17 @@ ErrorDetails DetailsOf(const absl::Status& status) {
 class ClientImpl final : public Client {
  public:
   ClientImpl(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout)
-      : timeout_(timeout),
+      : channel_(channel),
+        timeout_(timeout),
         inference_(v1::InferenceService::NewStub(channel)),
         models_(v1::ModelService::NewStub(channel)),
         sessions_(v1::SessionService::NewStub(channel)),
         health_(grpc::health::v1::Health::NewStub(channel)) {}
+
+  bool AwaitConnection(absl::Duration timeout) override {
+    return channel_->WaitForConnected(std::chrono::system_clock::now() +
+                                      absl::ToChronoMicroseconds(timeout));
+  }
 
   absl::Status Generate(const v1::GenerateRequest& request,
                         const std::function<void(const v1::GenerateResponse&)>& on_event,
@@ -214,6 +220,7 @@ class ClientImpl final : public Client {
     return response;
   }
 
+  const std::shared_ptr<grpc::Channel> channel_;
   const absl::Duration timeout_;
   const std::unique_ptr<v1::InferenceService::Stub> inference_;
   const std::unique_ptr<v1::ModelService::Stub> models_;

@@ -57,6 +57,10 @@ class Client {
   static absl::StatusOr<std::unique_ptr<Client>> Create(const Options& options);
   virtual ~Client() = default;
 
+  // Waits for a connection, at most so long; whether there is one. Between calls nothing else
+  // drives the connecting but a poll of gRPC's every five seconds.
+  virtual bool AwaitConnection(absl::Duration timeout) = 0;
+
   // Calls `on_event` for each event, from the calling thread. `cancel` may be null.
   virtual absl::Status Generate(const v1::GenerateRequest& request,
                                 const std::function<void(const v1::GenerateResponse&)>& on_event,
