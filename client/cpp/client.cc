@@ -4,6 +4,7 @@
 #include <google/rpc/status.pb.h>
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <sstream>
@@ -109,6 +110,7 @@ class ClientImpl final : public Client {
         health_(grpc::health::v1::Health::NewStub(channel)) {}
 
   bool AwaitConnection(absl::Duration timeout) override {
+    timeout = std::min(timeout, absl::Hours(1));  // an infinite one has no point in time
     return channel_->WaitForConnected(std::chrono::system_clock::now() +
                                       absl::ToChronoMicroseconds(timeout));
   }
