@@ -303,6 +303,7 @@ Server::Options ServerOptions(const ServerFlags& flags) {
   options.limits.max_prompt_tokens = flags.max_prompt_tokens;
   options.limits.max_new_tokens = flags.max_new_tokens;
   options.limits.default_max_new_tokens = flags.default_max_new_tokens;
+  options.limits.default_speculative_tokens = flags.speculative_tokens;
   options.limits.max_queue = flags.max_queue;
   return options;
 }

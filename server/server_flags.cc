@@ -138,6 +138,9 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->AddInteger<int64_t>("default_max_new_tokens", &flags->default_max_new_tokens, 0,
                            std::numeric_limits<uint32_t>::max(), "N",
                            "max_new_tokens of requests that do not say (default 256)");
+  set->AddInteger<uint32_t>("speculative_tokens", &flags->speculative_tokens, 0, 16, "K",
+                            "speculative_tokens of requests that do not say: tokens to propose\n"
+                            "and verify in one step (default 0)");
   set->AddInteger<int64_t>("max_message_bytes", &flags->max_message_bytes, 1, kMaxInt32, "N",
                            "bytes of one request (default 33554432)");
   set->Add("drain_timeout", &flags->drain_timeout, "TIME",

@@ -57,6 +57,7 @@ struct ServerFlags {
   int64_t max_prompt_tokens = 1'000'000;
   int64_t max_new_tokens = 65'536;
   int64_t default_max_new_tokens = 256;
+  uint32_t speculative_tokens = 0;
   int64_t max_message_bytes = 32ll << 20;
   absl::Duration drain_timeout = absl::Seconds(30);
 };

@@ -24,9 +24,8 @@ class TokenSampler {
   virtual ~TokenSampler() = default;
 
   // Draws the token at context position `position` after `logits` [vocab_size]; SampledToken::token
-  // is -1 when nothing is left to choose from. Within a step a sampler is in one row, so it is
-  // called by one thread, which may be any of the backend's; different samplers are called
-  // concurrently.
+  // is -1 when nothing is left to choose from. Called by any of the backend's threads, concurrently
+  // for different places of a step.
   virtual SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
                               uint64_t position) = 0;
 };
@@ -65,6 +64,11 @@ struct StepRow {
   uint64_t position = 0;
   // Samples the next token after the last one; null: no sampling. Must outlive Step.
   const SamplingParams* sampling = nullptr;
+  // Empty, or one fewer than tokens: also samples after each token but the last, inner[i] after
+  // tokens[i]. Needs BackendInfo::inner_samples. Must outlive Step.
+  absl::Span<const SamplingParams> inner;
+  // Keeps the states after each of its tokens for Rewind. Needs BackendInfo::inner_samples.
+  bool rewindable = false;
   // Empty, or as many as tokens: scores targets[i] as the token after tokens[i]. -1: only the
   // argmax.
   absl::Span<const int32_t> targets;
@@ -76,13 +80,15 @@ struct TokenAlternative {
   float logprob = 0.0f;
 };
 
+using TokenAlternatives = std::shared_ptr<const std::vector<TokenAlternative>>;
+
 struct SampledToken {
   int32_t token = -1;  // -1 for a row without sampling
   // Natural log of its probability: at temperature 1, nothing banned, unless a TokenSampler says
   // otherwise.
   float logprob = 0.0f;
   // The likeliest tokens at its place, likeliest first, when a TokenSampler was asked for them.
-  std::shared_ptr<const std::vector<TokenAlternative>> top = nullptr;
+  TokenAlternatives top = nullptr;
 };
 
 struct TokenScore {
@@ -92,9 +98,10 @@ struct TokenScore {
 
 // Reused between steps, so that a steady decode loop allocates nothing.
 struct StepOutput {
-  std::vector<SampledToken> samples;  // [rows]
-  std::vector<TokenScore> scores;     // concatenated over the rows that have targets
-  std::vector<float> logits;          // [positions asked for, vocab_size], in row order
+  std::vector<SampledToken> samples;        // [rows]
+  std::vector<SampledToken> inner_samples;  // concatenated over the rows that have `inner`
+  std::vector<TokenScore> scores;           // concatenated over the rows that have targets
+  std::vector<float> logits;                // [positions asked for, vocab_size], in row order
 };
 
 struct BackendInfo {
@@ -105,6 +112,7 @@ struct BackendInfo {
   int32_t max_step_tokens = 0;  // summed over a step's rows
   int64_t weight_bytes = 0;     // on the device
   int64_t state_bytes = 0;      // all slots
+  bool inner_samples = false;   // understands StepRow::inner and rewindable
 };
 
 // Threading: calls are serialized by the caller (the step thread owns the backend). Errors: a call
@@ -121,6 +129,12 @@ class Backend {
   // Feeds every row and fills `out`. All rows advance together; the result of a row does not depend
   // on the others. Blocks until the outputs are on the host.
   virtual absl::Status Step(absl::Span<const StepRow> rows, StepOutput* out) = 0;
+
+  // Takes the slot of a rewindable row of the last Step back to the state after `tokens` of that
+  // row's tokens, at least one. Only until the next Step.
+  virtual absl::Status Rewind(int32_t /*slot*/, int32_t /*tokens*/) {
+    return absl::UnimplementedError("this backend does not keep states within a row");
+  }
 
   // Sets a slot to the state before any token. Every slot starts so.
   virtual absl::Status ZeroSlot(int32_t slot) = 0;

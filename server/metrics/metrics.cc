@@ -99,6 +99,9 @@ struct Families {
   Family<Counter>& prefix_misses;
   Family<Counter>& prefix_cached_tokens;
   Family<Counter>& prefix_joins;
+  Family<Counter>& speculative_rows;
+  Family<Counter>& speculative_proposed;
+  Family<Counter>& speculative_accepted;
   Family<Histogram>& queue_time;
   Family<Histogram>& time_to_first_token;
   Family<Histogram>& inter_token_latency;
@@ -171,6 +174,13 @@ Families::Families(prometheus::Registry& r)
       prefix_joins(AddCounter(r, "mmfree_prefix_cache_joins_total",
                               "Requests that waited for a prefix which another request was "
                               "feeding. Unit: requests.")),
+      speculative_rows(AddCounter(r, "mmfree_speculative_rows_total",
+                                  "Rows of a step that fed proposed tokens. Unit: rows.")),
+      speculative_proposed(AddCounter(r, "mmfree_speculative_proposed_tokens_total",
+                                      "Tokens proposed by prompt lookup and fed on trial. "
+                                      "Unit: tokens.")),
+      speculative_accepted(AddCounter(r, "mmfree_speculative_accepted_tokens_total",
+                                      "Of these, those that saved a step. Unit: tokens.")),
       queue_time(AddHistogram(r, "mmfree_request_queue_time_seconds",
                               "From a request's submission to the first step that has it, in "
                               "seconds.")),
@@ -231,6 +241,9 @@ class ModelMetricsImpl final : public ModelMetrics {
         prefix_misses_(families.prefix_misses.Add(model_label_)),
         prefix_cached_tokens_(families.prefix_cached_tokens.Add(model_label_)),
         prefix_joins_(families.prefix_joins.Add(model_label_)),
+        speculative_rows_(families.speculative_rows.Add(model_label_)),
+        speculative_proposed_(families.speculative_proposed.Add(model_label_)),
+        speculative_accepted_(families.speculative_accepted.Add(model_label_)),
         queue_time_(families.queue_time.Add(model_label_, RequestSeconds())),
         time_to_first_token_(families.time_to_first_token.Add(model_label_, RequestSeconds())),
         inter_token_latency_(families.inter_token_latency, model_label_, StepSeconds()),
@@ -285,6 +298,11 @@ class ModelMetricsImpl final : public ModelMetrics {
     if (cached > 0) prefix_cached_tokens_.Increment(static_cast<double>(cached));
     if (joined) prefix_joins_.Increment();
   }
+  void CountSpeculation(int64_t proposed, int64_t accepted) override {
+    speculative_rows_.Increment();
+    speculative_proposed_.Increment(static_cast<double>(proposed));
+    speculative_accepted_.Increment(static_cast<double>(accepted));
+  }
   void ObserveQueueTime(absl::Duration time) override {
     queue_time_.Observe(absl::ToDoubleSeconds(time));
   }
@@ -326,6 +344,9 @@ class ModelMetricsImpl final : public ModelMetrics {
   Counter& prefix_misses_;
   Counter& prefix_cached_tokens_;
   Counter& prefix_joins_;
+  Counter& speculative_rows_;
+  Counter& speculative_proposed_;
+  Counter& speculative_accepted_;
   Histogram& queue_time_;
   Histogram& time_to_first_token_;
   BulkHistogram inter_token_latency_;

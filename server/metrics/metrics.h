@@ -42,6 +42,8 @@ class ModelMetrics {
   // A prompt that may use the prefix cache starts: `cached` of its tokens are not computed again,
   // none for a miss. `joined`: it waited for another prompt that was being fed.
   virtual void CountPrefixLookup(int64_t cached, bool joined) = 0;
+  // A row fed `proposed` tokens on trial, of which `accepted` stayed.
+  virtual void CountSpeculation(int64_t proposed, int64_t accepted) = 0;
   virtual void ObserveQueueTime(absl::Duration time) = 0;
   virtual void ObserveTimeToFirstToken(absl::Duration time) = 0;
   // `tokens` tokens, each `time` after the one before it in its stream: rows that decode together

@@ -83,6 +83,10 @@ GenerationRequest CandidateGroup::PromptRequest() const {
 GenerationRequest CandidateGroup::CandidateRequest(uint32_t candidate) const {
   GenerationRequest out = request_;
   out.prompt = prompt_state_->pending;
+  if (out.speculative_tokens > 0) {
+    out.lookup_context.insert(out.lookup_context.end(), request_.prompt.begin(),
+                              request_.prompt.begin() + prompt_state_->fed);
+  }
   out.first_position += static_cast<uint64_t>(prompt_state_->fed);
   out.initial_state =
       std::shared_ptr<const std::vector<float>>(prompt_state_, &prompt_state_->state);

@@ -49,6 +49,7 @@ void ToProto(absl::Duration duration, google::protobuf::Duration* out);
 void ToProto(const Timings& timings, v1::Timings* out);
 void ToProto(const Usage& usage, v1::Usage* out);
 void ToProto(const GenerationResult& result, v1::GenerationFinished* out);
+void ToProto(const SampledToken& token, v1::TokenLogprob* out);
 
 // `request_id` when given, otherwise a random one.
 std::string RequestIdOr(absl::string_view request_id);

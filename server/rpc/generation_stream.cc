@@ -52,11 +52,13 @@ void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,
   self->Pump();
 }
 
-void GenerationStream::OnPromptLogprobs(absl::Span<const float> logprobs) {
+void GenerationStream::OnPromptLogprobs(absl::Span<const float> logprobs,
+                                        absl::Span<const TokenAlternatives> top) {
   {
     absl::MutexLock lock(&mu_);
     if (client_gone_) return;
     prompt_logprobs_.assign(logprobs.begin(), logprobs.end());
+    prompt_top_.assign(top.begin(), top.end());
     has_prompt_logprobs_ = true;
   }
   Pump();
@@ -207,9 +209,12 @@ void GenerationStream::MakePrompt() {
     if (options_.echo) prompt->mutable_text()->append(prompt_decoder_.Append(token));
     if (options_.echo && options_.return_token_ids) prompt->add_token_ids(token);
     if (options_.prompt_logprobs) {
-      v1::TokenLogprob* logprob = prompt->add_logprobs();
-      logprob->set_token_id(token);
-      if (prompt_sent_ > 0) logprob->set_logprob(prompt_logprobs_[prompt_sent_ - 1]);
+      SampledToken scored = {token};
+      if (prompt_sent_ > 0) {
+        scored.logprob = prompt_logprobs_[prompt_sent_ - 1];
+        if (!prompt_top_.empty()) scored.top = prompt_top_[prompt_sent_ - 1];
+      }
+      ToProto(scored, prompt->add_logprobs());
     }
   }
   if (options_.echo && end == prompt_.size()) {
@@ -225,16 +230,7 @@ bool GenerationStream::MakeDelta() {
     delta->mutable_text()->append(text_.Append(token.token));
     if (options_.return_token_ids) delta->add_token_ids(token.token);
     if (options_.logprobs) {
-      v1::TokenLogprob* logprob = delta->add_logprobs();
-      logprob->set_token_id(token.token);
-      logprob->set_logprob(token.logprob);
-      if (token.top != nullptr) {
-        for (const TokenAlternative& alternative : *token.top) {
-          v1::TokenLogprob::Alternative* top = logprob->add_top();
-          top->set_token_id(alternative.token);
-          top->set_logprob(alternative.logprob);
-        }
-      }
+      ToProto(token, delta->add_logprobs());
       cumulative_logprob_ += token.logprob;
     }
   }

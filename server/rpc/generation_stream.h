@@ -76,7 +76,8 @@ class GenerationStream final : public GenerationSink, public EventSource {
   static void Start(const std::shared_ptr<GenerationStream>& self, GenerationRequest request);
 
   // From the engine.
-  void OnPromptLogprobs(absl::Span<const float> logprobs) override;
+  void OnPromptLogprobs(absl::Span<const float> logprobs,
+                        absl::Span<const TokenAlternatives> top) override;
   void OnTokens(absl::Span<const SampledToken> tokens) override;
   void OnFinished(const absl::StatusOr<GenerationResult>& result) override;
   size_t backlog() const override { return backlog_.load(std::memory_order_relaxed); }
@@ -116,6 +117,7 @@ class GenerationStream final : public GenerationSink, public EventSource {
   // Those of the prompt have come. The values are read without the lock after that.
   bool has_prompt_logprobs_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<float> prompt_logprobs_;
+  std::vector<TokenAlternatives> prompt_top_;  // empty: not wanted
   std::vector<SampledToken> pending_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::StatusOr<GenerationResult>> result_ ABSL_GUARDED_BY(mu_);
   // A write is in flight, a thread is making one, or the RPC has ended: whoever sets it owns the

@@ -10,8 +10,9 @@ namespace mmfree {
 struct RequestLimits {
   int64_t max_prompt_tokens = 1'000'000;
   int64_t max_new_tokens = 65'536;
-  int64_t default_max_new_tokens = 256;  // what an absent stopping.max_new_tokens means
-  int64_t max_queue = 0;                 // reported by GetModel; the engine enforces it
+  int64_t default_max_new_tokens = 256;     // what an absent stopping.max_new_tokens means
+  uint32_t default_speculative_tokens = 0;  // what an absent speculative_tokens means
+  int64_t max_queue = 0;                    // reported by GetModel; the engine enforces it
 };
 
 // Fixed by the protocol.

@@ -217,9 +217,6 @@ void CheckResponse(const v1::ResponseOptions& response, Violations* violations) 
   violations->Check(
       response.top_logprobs() == 0 || response.logprobs() || response.prompt_logprobs(),
       "response.top_logprobs", "needs logprobs or prompt_logprobs");
-  if (response.top_logprobs() > 0 && response.prompt_logprobs()) {
-    violations->AddUnimplemented("response.top_logprobs");
-  }
   switch (response.logprob_mode()) {
     case v1::LOGPROB_MODE_UNSPECIFIED:
     case v1::LOGPROB_MODE_MODEL:
@@ -283,7 +280,6 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
   violations.Check(request.speculative_tokens() <= kMaxSpeculativeTokens, "speculative_tokens",
                    absl::StrCat("must be at most ", kMaxSpeculativeTokens, ", is ",
                                 request.speculative_tokens()));
-  if (request.speculative_tokens() > 0) violations.AddUnimplemented("speculative_tokens");
   return violations.ToStatus();
 }
 

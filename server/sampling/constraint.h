@@ -68,6 +68,8 @@ class ConstraintCursor {
       : constraint_(std::move(constraint)), state_(constraint_->start()), first_(starts_text) {}
 
   std::shared_ptr<const TokenMask> Mask() const { return constraint_->Mask(state_, first_); }
+  // Whether what was appended does not begin a sentence.
+  bool dead() const { return state_ == GrammarMachine::kDead; }
   // Whether the output may end here.
   bool complete() const { return constraint_->accepting(state_); }
   void Append(int32_t token) {

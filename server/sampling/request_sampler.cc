@@ -122,13 +122,12 @@ class ModelDistribution {
 
 }  // namespace
 
-RequestSampler::RequestSampler(Options options, int64_t vocab_size,
+RequestSampler::RequestSampler(const Options& options, int64_t vocab_size,
                                absl::Span<const int32_t> context)
-    : options_(std::move(options)),
-      allowed_(AllowedIds(options_, vocab_size)),
-      penalties_(options_.penalties, context) {
-  if (options_.constraint != nullptr) {
-    constraint_.emplace(options_.constraint, options_.starts_text);
+    : rules_(std::make_shared<const Rules>(Rules{options, AllowedIds(options, vocab_size)})),
+      penalties_(options.penalties, context) {
+  if (options.constraint != nullptr) {
+    constraint_.emplace(options.constraint, options.starts_text);
   }
 }
 
@@ -138,12 +137,12 @@ void RequestSampler::Append(int32_t token) {
 }
 
 TokenMask RequestSampler::Choices(const SamplingParams& params) const {
-  TokenMask choices = allowed_;
+  TokenMask choices = rules_->allowed;
   if (constraint_.has_value()) choices.Intersect(*constraint_->Mask());
   const bool may_end = constraint_.has_value() && constraint_->complete();
   // An end token's own text is not what it is sampled for.
-  for (const int32_t id : options_.end_tokens) {
-    if (may_end && allowed_.Has(id)) {
+  for (const int32_t id : rules_->options.end_tokens) {
+    if (may_end && rules_->allowed.Has(id)) {
       choices.Add(id);
     } else {
       choices.Remove(id);
@@ -158,6 +157,7 @@ TokenMask RequestSampler::Choices(const SamplingParams& params) const {
 
 SampledToken RequestSampler::Sample(absl::Span<const float> logits, const SamplingParams& params,
                                     uint64_t position) {
+  const Options& options = rules_->options;
   const TokenMask choices = Choices(params);
   const int32_t first_choice = choices.First();
   SampledToken result;
@@ -165,9 +165,9 @@ SampledToken RequestSampler::Sample(absl::Span<const float> logits, const Sampli
 
   Scratch& scratch = ThreadScratch();
   scratch.weights.resize(logits.size());
-  const size_t top = static_cast<size_t>(options_.top_logprobs);
+  const size_t top = static_cast<size_t>(options.top_logprobs);
   std::vector<TokenAlternative> alternatives;
-  const auto model = options_.logprobs == Logprobs::kModel
+  const auto model = options.logprobs == Logprobs::kModel
                          ? std::optional<ModelDistribution>(std::in_place, logits, &scratch)
                          : std::nullopt;
   if (model.has_value() && top > 0) {
@@ -176,7 +176,7 @@ SampledToken RequestSampler::Sample(absl::Span<const float> logits, const Sampli
 
   scratch.logits.assign(logits.begin(), logits.end());
   choices.ForEachMissing([&scratch](int32_t id) { scratch.logits[id] = kNotANumber; });
-  for (const auto& [id, bias] : options_.bias) scratch.logits[id] += bias;
+  for (const auto& [id, bias] : options.bias) scratch.logits[id] += bias;
   penalties_.Apply(absl::MakeSpan(scratch.logits));
 
   result.token = ArgMax(scratch.logits);
@@ -186,9 +186,9 @@ SampledToken RequestSampler::Sample(absl::Span<const float> logits, const Sampli
   if (params.temperature > 0.0f) {
     const float inverse = 1.0f / params.temperature;
     total = LogitWeights(scratch.logits, max_logit, inverse, absl::MakeSpan(scratch.weights));
-    if (total > 0 && options_.filters.any()) {
+    if (total > 0 && options.filters.any()) {
       GatherCandidates(&scratch);
-      ApplyFilters(options_.filters, max_logit, inverse, &scratch.candidates);
+      ApplyFilters(options.filters, max_logit, inverse, &scratch.candidates);
       total = ScatterCandidates(&scratch);
     }
     if (total > 0) {
@@ -199,7 +199,7 @@ SampledToken RequestSampler::Sample(absl::Span<const float> logits, const Sampli
 
   if (model.has_value()) {
     result.logprob = model->Logprob(result.token);
-  } else if (options_.logprobs == Logprobs::kSampling && total > 0) {
+  } else if (options.logprobs == Logprobs::kSampling && total > 0) {
     const std::vector<uint64_t>& weights = scratch.weights;
     result.logprob = LogShare(weights[result.token], total);
     if (top > 0) {
@@ -212,7 +212,7 @@ SampledToken RequestSampler::Sample(absl::Span<const float> logits, const Sampli
       });
       for (const int32_t id : ids) alternatives.push_back({id, LogShare(weights[id], total)});
     }
-  } else if (options_.logprobs == Logprobs::kSampling && top > 0) {
+  } else if (options.logprobs == Logprobs::kSampling && top > 0) {
     alternatives.push_back({result.token, 0.0f});  // the only token that could be drawn
   }
   if (top > 0) {

@@ -18,8 +18,8 @@
 
 namespace mmfree {
 
-// Thread-compatible: the backend calls Sample during a step, the step thread the rest between
-// steps.
+// Thread-compatible: the backend calls Sample during a step, which changes nothing, the step thread
+// the rest between steps.
 class RequestSampler final : public TokenSampler {
  public:
   // Which distribution SampledToken::logprob and top are of.
@@ -52,7 +52,7 @@ class RequestSampler final : public TokenSampler {
   };
 
   // `context`: the tokens before the output, for repetition_penalty.
-  RequestSampler(Options options, int64_t vocab_size, absl::Span<const int32_t> context);
+  RequestSampler(const Options& options, int64_t vocab_size, absl::Span<const int32_t> context);
 
   // Temperature, seed, candidate and banned ids are those of `params`.
   SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
@@ -61,15 +61,22 @@ class RequestSampler final : public TokenSampler {
   // The token was emitted: it is part of the context of the next Sample.
   void Append(int32_t token);
 
-  // One that goes on from here by itself, for another candidate.
+  // Whether a token was appended that the constraint excludes: nothing can follow.
+  bool dead() const { return constraint_.has_value() && constraint_->dead(); }
+
+  // One that goes on from here by itself.
   std::unique_ptr<RequestSampler> Clone() const { return std::make_unique<RequestSampler>(*this); }
 
  private:
   // What can be chosen; empty when nothing can.
   TokenMask Choices(const SamplingParams& params) const;
 
-  const Options options_;
-  const TokenMask allowed_;  // allowed, less banned
+  // What clones have in common.
+  struct Rules {
+    Options options;
+    TokenMask allowed;  // less banned
+  };
+  const std::shared_ptr<const Rules> rules_;
   Penalties penalties_;
   std::optional<ConstraintCursor> constraint_;
 };

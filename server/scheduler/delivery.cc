@@ -100,7 +100,7 @@ void Delivery::Run(Shard* shard) {
       if (request->prompt_logprobs && !request->prompt_delivered &&
           (!request->undelivered.empty() || request->status.ok())) {
         request->prompt_delivered = true;
-        request->generation_sink->OnPromptLogprobs(request->score.logprobs);
+        request->generation_sink->OnPromptLogprobs(request->score.logprobs, request->prompt_top);
       }
       if (!request->undelivered.empty()) {
         request->generation_sink->OnTokens(request->undelivered);

@@ -104,6 +104,9 @@ class Policy {
   // charged. The entries of the plan must still be held; remove those that have ended afterwards.
   void CompleteStep(const Plan& plan);
 
+  // The last step took `tokens` more of a decoding entry than the plan said.
+  void Charge(SchedulerEntry* entry, int64_t tokens) { line_.Charge(entry, tokens); }
+
   // A decoding entry skips steps until Resume. It keeps its slot, unless another entry needs it.
   void Pause(SchedulerEntry* entry);
   void Resume(SchedulerEntry* entry);
@@ -122,6 +125,7 @@ class Policy {
 
   // Constant, so that any thread may ask.
   int32_t capacity() const { return capacity_; }
+  int32_t step_token_budget() const { return options_.step_token_budget; }
   // Accounts of callers, as WaitingLine::accounts.
   size_t accounts() const { return line_.accounts(); }
 

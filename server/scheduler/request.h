@@ -62,6 +62,14 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids;
   std::shared_ptr<StopCondition> stop_condition;  // null: none
   bool prompt_logprobs = false;                   // GenerationSink::OnPromptLogprobs
+  // With prompt_logprobs: so many likeliest alternatives for each. Needs a backend with
+  // inner_samples.
+  int prompt_top_logprobs = 0;
+  // Proposals to verify in one step; 0: none. Without effect on the output, and on a backend
+  // without inner_samples without any. They are looked up in lookup_context, the prompt and the
+  // output.
+  int32_t speculative_tokens = 0;
+  std::vector<int32_t> lookup_context;
   // What came before the prompt: how many tokens, and the state [state_floats] after them. Null:
   // the state before any token.
   uint64_t first_position = 0;
@@ -118,8 +126,10 @@ class GenerationSink {
   virtual ~GenerationSink() = default;
 
   // Natural logarithms of the probabilities, at temperature 1, of the prompt's tokens but the
-  // first. Once, before the first token, when they were asked for.
-  virtual void OnPromptLogprobs(absl::Span<const float> /*logprobs*/) {}
+  // first, and the alternatives to each of these (`top` is empty when none were asked for). Once,
+  // before the first token, when they were asked for.
+  virtual void OnPromptLogprobs(absl::Span<const float> /*logprobs*/,
+                                absl::Span<const TokenAlternatives> /*top*/) {}
 
   // Newly emitted tokens, in order; at least one.
   virtual void OnTokens(absl::Span<const SampledToken> tokens) = 0;

@@ -15,6 +15,7 @@
 #include "server/prefix_cache/prefix_cache.h"
 #include "server/scheduler/policy.h"
 #include "server/scheduler/request.h"
+#include "server/scheduler/speculation.h"
 
 namespace mmfree {
 
@@ -46,6 +47,8 @@ struct RequestState : SchedulerEntry {
   int64_t min_new_tokens = 0;
   bool last_logits = false;
   bool prompt_logprobs = false;  // of a generation: score.logprobs
+  // Draws nothing, but lists the alternatives in the prompt; null: not wanted.
+  std::unique_ptr<RequestSampler> prompt_sampler;
   size_t num_eos = 0;
   std::vector<int32_t> end_tokens;  // num_eos EOS ids, then the stop ids
   absl::Time submitted;
@@ -71,6 +74,9 @@ struct RequestState : SchedulerEntry {
   SamplingParams sampling;
   std::shared_ptr<RequestSampler> sampler;        // may be null
   std::shared_ptr<StopCondition> stop_condition;  // may be null
+  std::unique_ptr<Speculation> speculation;       // may be null
+  int32_t row_kept = 0;                           // tokens of a rewindable row that count; 0: all
+  std::vector<SamplingParams> chunk_sampling;     // with prompt_sampler: of a chunk's tokens
   int32_t last_token = -1;                        // sampled, to be fed next
   absl::Status read_status;                       // of reading the slot into final_state
   int64_t emitted = 0;
@@ -91,6 +97,7 @@ struct RequestState : SchedulerEntry {
   absl::Status status;
   GenerationResult generation;
   ScoreResult score;
+  std::vector<TokenAlternatives> prompt_top;  // as score.logprobs, with prompt_sampler
 
   // The delivery thread's, on another cache line than what the step thread writes at each token.
   alignas(64) std::vector<SampledToken> undelivered;

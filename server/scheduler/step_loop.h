@@ -134,6 +134,12 @@ class StepLoop {
   void ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending);
   absl::Status CheckOutput() const;
   void HandleOutput(absl::Time now);
+  void EmitRow(RequestState* request, const StepRow& row, absl::Span<const SampledToken> inner,
+               const SampledToken& last, absl::Time now);
+  absl::Status TakeBackRejected(RequestState* request);
+  void ListAlternatives(RequestState* request, bool last_chunk, StepRow* row);
+  void HandleAlternatives(RequestState* request, absl::Span<const SampledToken> inner,
+                          const SampledToken& last, int64_t first);
   void HandleScores(RequestState* request, absl::Span<const TokenScore> scores, int64_t first);
   void Emit(RequestState* request, SampledToken token, absl::Time now);
   void ReportInterToken();
@@ -192,6 +198,7 @@ class StepLoop {
   std::vector<StepRow> rows_;
   StepOutput output_;
   int64_t emitted_ = 0;             // in this step
+  int64_t proposed_ = 0;            // tokens that its rows feed on trial
   absl::Duration inter_token_gap_;  // of inter_token_count_ tokens of this step, not yet reported
   int64_t inter_token_count_ = 0;
 

@@ -8,18 +8,6 @@
 #include "server/scheduler/step_loop.h"
 
 namespace mmfree {
-namespace {
-
-// Appends, and now and then drops what is too old, so that a token costs a constant time.
-void Remember(int32_t token, std::vector<int32_t>* tokens) {
-  if (tokens->size() >= 2 * kMaxFinalTokens) {
-    tokens->erase(tokens->begin(), tokens->end() - kMaxFinalTokens);
-  }
-  tokens->push_back(token);
-}
-
-}  // namespace
-
 void StepLoop::Step(absl::Time start) {
   const absl::Status status = TryStep(start);
   const absl::Time end = options_.clock->Now();
@@ -31,7 +19,7 @@ void StepLoop::Step(absl::Time start) {
     const auto kind = plan_.decode_rows == rows ? ModelMetrics::StepKind::kDecode
                       : plan_.decode_rows == 0  ? ModelMetrics::StepKind::kPrefill
                                                 : ModelMetrics::StepKind::kMixed;
-    metrics_->ObserveStep(kind, rows, plan_.tokens, Elapsed(start, end));
+    metrics_->ObserveStep(kind, rows, plan_.tokens + proposed_, Elapsed(start, end));
     if (plan_.tokens > plan_.decode_rows) {
       metrics_->CountPromptTokens(plan_.tokens - plan_.decode_rows);
     }
@@ -104,7 +92,8 @@ void StepLoop::CaptureState(RequestState* request) {
 void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {
   FinalState& out = *request->final_state;
   out.state.resize(static_cast<size_t>(backend_->info().state_floats));
-  request->read_status = backend_->ReadSlot(request->slot, absl::MakeSpan(out.state));
+  request->read_status = TakeBackRejected(request);
+  request->read_status.Update(backend_->ReadSlot(request->slot, absl::MakeSpan(out.state)));
   out.fed = fed;
   out.pending = std::move(pending);
 }
@@ -113,6 +102,8 @@ void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<in
 absl::Status StepLoop::TryStep(absl::Time start) {
   MMFREE_RETURN_IF_ERROR(MoveStates(start));
   rows_.clear();
+  proposed_ = 0;
+  const int64_t room = std::min(kMaxProposedTokens, policy_.step_token_budget() - plan_.tokens);
   for (const Policy::Row& planned : plan_.rows) {
     RequestState* const request = StateOf(planned.entry);
     StepRow& row = rows_.emplace_back();
@@ -122,6 +113,10 @@ absl::Status StepLoop::TryStep(absl::Time start) {
       row.position = request->first_position +
                      static_cast<uint64_t>(request->prompt_tokens + request->emitted - 1);
       row.sampling = &request->sampling;
+      if (request->speculation != nullptr) {
+        request->speculation->Extend(*request, room - proposed_, &row);
+        proposed_ += static_cast<int64_t>(row.inner.size());
+      }
       continue;
     }
     const absl::Span<const int32_t> tokens = request->tokens;
@@ -136,32 +131,41 @@ absl::Status StepLoop::TryStep(absl::Time start) {
     } else if (last_chunk && request->max_new_tokens > 0) {
       row.sampling = &request->sampling;
     }
+    if (request->prompt_sampler != nullptr) ListAlternatives(request, last_chunk, &row);
   }
   MMFREE_RETURN_IF_ERROR(backend_->Step(rows_, &output_));
   return CheckOutput();
 }
 
 absl::Status StepLoop::CheckOutput() const {
+  size_t inner = 0;
   size_t scores = 0;
   size_t logits = 0;
   for (const StepRow& row : rows_) {
+    inner += row.inner.size();
     scores += row.targets.size();
     if (row.logits == LogitsMode::kLast) logits += static_cast<size_t>(options_.vocab_size);
   }
   if (output_.samples.size() != rows_.size() || output_.scores.size() != scores ||
-      output_.logits.size() != logits) {
-    return absl::InternalError(absl::StrCat("the backend returned ", output_.samples.size(),
-                                            " samples, ", output_.scores.size(), " scores and ",
-                                            output_.logits.size(), " logits for ", rows_.size(),
-                                            ", ", scores, " and ", logits));
+      output_.logits.size() != logits || (inner > 0 && output_.inner_samples.size() != inner)) {
+    return absl::InternalError(absl::StrCat(
+        "the backend returned ", output_.samples.size(), " samples, ", output_.inner_samples.size(),
+        " inner samples, ", output_.scores.size(), " scores and ", output_.logits.size(),
+        " logits for ", rows_.size(), ", ", inner, ", ", scores, " and ", logits));
   }
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (rows_[i].sampling == nullptr) continue;
-    const int32_t token = output_.samples[i].token;
+  const auto check = [this](const SamplingParams& sampling, const SampledToken& sample) {
     // A sampler with nothing to choose from gives -1.
-    const int32_t least = rows_[i].sampling->sampler != nullptr ? -1 : 0;
-    if (token < least || token >= options_.vocab_size) {
-      return absl::InternalError(absl::StrCat("the backend sampled token ", token));
+    const int32_t least = sampling.sampler != nullptr ? -1 : 0;
+    if (sample.token >= least && sample.token < options_.vocab_size) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("the backend sampled token ", sample.token));
+  };
+  const SampledToken* inner_sample = output_.inner_samples.data();
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    for (const SamplingParams& sampling : rows_[i].inner) {
+      MMFREE_RETURN_IF_ERROR(check(sampling, *inner_sample++));
+    }
+    if (rows_[i].sampling != nullptr) {
+      MMFREE_RETURN_IF_ERROR(check(*rows_[i].sampling, output_.samples[i]));
     }
   }
   return absl::OkStatus();
@@ -169,23 +173,29 @@ absl::Status StepLoop::CheckOutput() const {
 
 void StepLoop::HandleOutput(absl::Time now) {
   emitted_ = 0;
+  const SampledToken* inner = output_.inner_samples.data();
   const TokenScore* scores = output_.scores.data();
   const float* logits = output_.logits.data();
   for (size_t i = 0; i < rows_.size(); ++i) {
     RequestState* const request = StateOf(plan_.rows[i].entry);
     const StepRow& row = rows_[i];
+    const absl::Span<const SampledToken> row_inner(inner, row.inner.size());
+    inner += row.inner.size();
     if (static_cast<int32_t>(i) >= plan_.decode_rows) {
       tokens_done_ += plan_.rows[i].tokens;
       request->tokens_left -= plan_.rows[i].tokens;
       WorkOf(*request).prompt_tokens -= plan_.rows[i].tokens;
     }
     if (!row.targets.empty()) {
-      HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()),
-                   request->fed - static_cast<int64_t>(row.tokens.size()));
+      const int64_t first = request->fed - static_cast<int64_t>(row.tokens.size());
+      HandleScores(request, absl::MakeConstSpan(scores, row.targets.size()), first);
       scores += row.targets.size();
+      if (request->prompt_sampler != nullptr) {
+        HandleAlternatives(request, row_inner, output_.samples[i], first);
+      }
     }
-    if (row.sampling != nullptr) {
-      Emit(request, output_.samples[i], now);
+    if (row.sampling != nullptr && request->fed == request->prompt_tokens) {
+      EmitRow(request, row, row_inner, output_.samples[i], now);
       continue;
     }
     if (row.logits == LogitsMode::kLast) {
@@ -211,76 +221,6 @@ void StepLoop::HandleScores(RequestState* request, absl::Span<const TokenScore> 
     result.argmax[position] = scores[i].argmax;
     if (position < result.logprobs.size()) result.logprobs[position] = scores[i].logprob;
   }
-}
-
-void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
-  if (token.token < 0) {
-    Fail(request,
-         absl::InvalidArgumentError("sampling: no token is left to choose from at this point"),
-         now);
-    return;
-  }
-  if (request->emitted == 0) {
-    request->first_token = now;
-    request->latest_token = now;
-    std::vector<int32_t>().swap(request->tokens);  // the prompt is not needed any more
-  }
-  const std::vector<int32_t>& ends = request->end_tokens;
-  if (const auto end = std::find(ends.begin(), ends.end(), token.token); end != ends.end()) {
-    const bool eos = static_cast<size_t>(end - ends.begin()) < request->num_eos;
-    FinishGeneration(request, eos ? FinishReason::kEos : FinishReason::kStopToken, token.token,
-                     now);
-    return;
-  }
-  delivery_.AddToken(request, token);
-  if (request->final_state != nullptr) Remember(token.token, &request->final_state->emitted);
-  ++emitted_;
-  ++request->emitted;
-  --request->tokens_left;
-  ++tokens_done_;
-  request->last_token = token.token;
-  if (request->expected_steps > 1) {
-    ClassWork& work = WorkOf(*request);
-    work.AddRunning(request->expected_steps, -1);
-    work.AddRunning(--request->expected_steps, 1);
-  }
-  if (request->sampler != nullptr) request->sampler->Append(token.token);
-  if (request->emitted == 1) {
-    metrics_->ObserveTimeToFirstToken(Elapsed(request->submitted, now));
-  } else {
-    // Rows that decode together have waited alike, so the step reports them together.
-    const absl::Duration gap = Elapsed(request->latest_token, now);
-    if (gap != inter_token_gap_) ReportInterToken();
-    inter_token_gap_ = gap;
-    ++inter_token_count_;
-    request->latest_token = now;
-  }
-  if (request->stop_condition != nullptr && request->stop_condition->Append(token.token)) {
-    FinishGeneration(request, FinishReason::kStopString, -1, now);
-    return;
-  }
-  if (request->emitted == request->max_new_tokens) {
-    FinishGeneration(request, FinishReason::kLength, -1, now);
-    return;
-  }
-  if (request->emitted == request->min_new_tokens) request->sampling.banned = {};
-  if (--request->until_backlog_check < 0) {
-    const int64_t limit = static_cast<int64_t>(options_.max_stream_backlog);
-    const int64_t backlog = Backlog(*request);
-    request->until_backlog_check = limit - backlog;
-    if (backlog > limit) {
-      request->least_backlog = backlog;
-      request->last_read = now;
-      Pause(request);
-    }
-  }
-}
-
-void StepLoop::ReportInterToken() {
-  if (inter_token_count_ > 0) {
-    metrics_->ObserveInterTokenLatency(inter_token_gap_, inter_token_count_);
-  }
-  inter_token_count_ = 0;
 }
 
 void StepLoop::HandleFault(const absl::Status& fault, absl::Time now) {

@@ -56,6 +56,18 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->sampling.sampler = state->sampler.get();
   state->stop_condition = std::move(request.stop_condition);
   state->prompt_logprobs = request.prompt_logprobs;
+  if (request.prompt_top_logprobs > 0) {
+    RequestSampler::Options options;
+    options.top_logprobs = request.prompt_top_logprobs;
+    state->prompt_sampler =
+        std::make_unique<RequestSampler>(options, options_.vocab_size, absl::Span<const int32_t>());
+  }
+  if (request.speculative_tokens > 0 && backend_->info().inner_samples) {
+    std::vector<int32_t> context = std::move(request.lookup_context);
+    context.insert(context.end(), state->tokens.begin(), state->tokens.end());
+    state->speculation =
+        std::make_unique<Speculation>(request.speculative_tokens, std::move(context));
+  }
   if (state->min_new_tokens > 0) state->sampling.banned = state->end_tokens;
   state->until_backlog_check = static_cast<int64_t>(options_.max_stream_backlog);
   // Without a next token to sample, the last one of the prompt is left to the next turn, which then
@@ -79,6 +91,15 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->tokens_left = state->prompt_tokens + state->max_new_tokens;
   valid.Update(CheckTokens(state->tokens, "prompt"));
   if (valid.ok() && state->prompt_logprobs) MakeTargets(state.get());
+  if (state->prompt_sampler != nullptr) {
+    if (!state->prompt_logprobs) {
+      valid.Update(absl::InvalidArgumentError("prompt_top_logprobs needs prompt_logprobs"));
+    }
+    if (!backend_->info().inner_samples) {
+      valid.Update(absl::UnimplementedError("prompt_top_logprobs: not on this backend"));
+    }
+    state->prompt_top.resize(state->score.logprobs.size());
+  }
   valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
   if (valid.ok()) state->prefix.expected = sharing_.Peek(state->prefix.space, state->tokens);
   return SubmitState(std::move(state), std::move(valid));
@@ -171,6 +192,7 @@ absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   if (request.deadline == absl::InfiniteFuture() || admission_.empty()) return absl::OkStatus();
   // What nothing can end early takes all its tokens.
   const int64_t new_tokens = MayEndEarly(request) ? request.min_new_tokens : request.max_new_tokens;
+  const int64_t per_step = request.speculation == nullptr ? 1 : request.speculation->max_run();
   WorkByClass queued = work_;
   for (ClassWork& work : queued) {
     work.running_steps = 0;
@@ -179,7 +201,7 @@ absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   const absl::Duration queue_takes = EstimateWait(queued, request.priority, policy_.capacity(),
                                                   throughput_.Costs(options_.step_time_target));
   const absl::Duration least =
-      queue_takes / 2 + throughput_.ServiceTime(request.tokens_to_wait(), new_tokens);
+      queue_takes / 2 + throughput_.ServiceTime(request.tokens_to_wait(), new_tokens / per_step);
   const absl::Duration left = request.deadline - request.submitted;
   if (least <= left) return absl::OkStatus();
   return absl::DeadlineExceededError(

@@ -221,6 +221,7 @@ TEST_F(DecodingTest, EchoAndPromptLogprobsAreThoseOfScore) {
   v1::GenerateRequest request = GreedyRequest(text, 3);
   request.mutable_response()->set_echo(true);
   request.mutable_response()->set_prompt_logprobs(true);
+  request.mutable_response()->set_top_logprobs(5);
   const Generation generation = Generate(request);
   ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
   v1::ScoreRequest score;
@@ -236,12 +237,84 @@ TEST_F(DecodingTest, EchoAndPromptLogprobsAreThoseOfScore) {
     for (const v1::TokenLogprob& logprob : event.prompt().logprobs()) {
       EXPECT_EQ(logprob.token_id(), result.token_ids(position));
       EXPECT_EQ(logprob.logprob(), position == 0 ? 0.0f : result.logprobs(position - 1));
+      ASSERT_EQ(logprob.top_size(), position == 0 ? 0 : 5);
+      for (int i = 0; i < logprob.top_size(); ++i) {
+        if (i == 0) {
+          EXPECT_EQ(logprob.top(i).token_id(), result.argmax(position - 1));
+        }
+        if (logprob.top(i).token_id() == logprob.token_id()) {
+          EXPECT_EQ(logprob.top(i).logprob(), logprob.logprob());
+        }
+      }
       ++position;
     }
   }
   EXPECT_EQ(position, result.token_ids_size());
   EXPECT_EQ(echoed, text);
   EXPECT_EQ(generation.token_ids, Generate(GreedyRequest(text, 3)).token_ids);
+}
+
+TEST_F(DecodingTest, SpeculationChangesNothingThatIsSent) {
+  const auto request = [](int i, bool speculate) {
+    v1::GenerateRequest request = MixedRequest(i);
+    request.set_text("the wolf and the fox, the wolf and the fox, the wolf and the");
+    request.mutable_stopping()->set_max_new_tokens(40);
+    if (i % 3 == 0) request.mutable_sampling()->set_temperature(0.0f);
+    if (i % 4 == 1) request.mutable_stopping()->add_stop_strings("fox, the");
+    if (i % 4 == 3) request.mutable_stopping()->set_min_new_tokens(7);
+    if (i % 5 == 2) request.set_candidates(3);
+    request.set_speculative_tokens(speculate ? 1 + i % 16 : 0);
+    return request;
+  };
+  const auto sent = [](const Generation& generation) {
+    std::string all = generation.text + Logprobs(generation);
+    for (const v1::GenerateResponse& event : generation.events) {
+      if (!event.has_finished()) continue;
+      v1::GenerationFinished finished = event.finished();
+      finished.clear_timings();
+      // The second of two equal prompts finds the first one's states.
+      finished.mutable_usage()->clear_cached_tokens();
+      all += finished.SerializeAsString();
+    }
+    return all;
+  };
+  constexpr const char* kAccepted = "mmfree_speculative_accepted_tokens_total{";
+  for (int i = 0; i < 8; ++i) {
+    // Of several candidates the events come in any order.
+    const bool several = request(i, false).candidates() > 1;
+    const Generation plain = Generate(request(i, false));
+    const Generation speculative = Generate(request(i, true));
+    ASSERT_TRUE(plain.status.ok()) << plain.status.error_message();
+    ASSERT_TRUE(speculative.status.ok()) << speculative.status.error_message();
+    if (several) {
+      std::vector<int32_t> ids[2][3];
+      for (const bool on : {false, true}) {
+        for (const v1::GenerateResponse& event : (on ? speculative : plain).events) {
+          std::vector<int32_t>& to = ids[on][event.delta().candidate()];
+          to.insert(to.end(), event.delta().token_ids().begin(), event.delta().token_ids().end());
+        }
+      }
+      for (const int candidate : {0, 1, 2}) EXPECT_EQ(ids[0][candidate], ids[1][candidate]);
+    } else {
+      EXPECT_EQ(sent(speculative), sent(plain)) << i;
+    }
+  }
+  EXPECT_GT(Metric(kAccepted), 0);
+  EXPECT_GE(Metric("mmfree_speculative_proposed_tokens_total{"), Metric(kAccepted));
+  EXPECT_GT(Metric("mmfree_speculative_rows_total{"), 0);
+}
+
+TEST_F(DecodingTest, TheServersFlagIsTheDefaultOfSpeculativeTokens) {
+  server_.reset();
+  StartServer({"--speculative_tokens=8"});
+  v1::GenerateRequest request = GreedyRequest("a b a b a b a b", 40);
+  request.mutable_sampling()->add_allowed_token_ids(300);
+  request.set_speculative_tokens(0);
+  Ids(request);
+  EXPECT_EQ(Metric("mmfree_speculative_accepted_tokens_total{"), 0);
+  request.clear_speculative_tokens();
+  Ids(request);
+  EXPECT_GT(Metric("mmfree_speculative_accepted_tokens_total{"), 20);
 }
 
 TEST_F(DecodingTest, ConstrainedOutputsConformInEveryBatch) {

@@ -1,6 +1,7 @@
 #include "tests/support/fake_backend.h"
 
 #include <cstring>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -72,6 +73,7 @@ class FakeBackend final : public Backend {
     info_.num_slots = device_->options().num_slots;
     info_.state_floats = sizeof(State) / sizeof(float);
     info_.max_step_tokens = device_->options().max_step_tokens;
+    info_.inner_samples = device_->options().inner_samples;
   }
 
   const BackendInfo& info() const override { return info_; }
@@ -82,6 +84,8 @@ class FakeBackend final : public Backend {
     const int32_t vocab_size = device_->options().vocab_size;
     FakeDevice::StepRecord record;
     out->samples.assign(rows.size(), SampledToken());
+    out->inner_samples.clear();
+    kept_.clear();
     out->scores.clear();
     out->logits.clear();
     for (size_t r = 0; r < rows.size(); ++r) {
@@ -92,6 +96,8 @@ class FakeBackend final : public Backend {
                         row.sampling != nullptr && !row.sampling->banned.empty()});
       for (size_t i = 0; i < row.tokens.size(); ++i) {
         Feed(&state, row.tokens[i]);
+        if (row.rewindable) kept_[row.slot].push_back(state);
+        if (i < row.inner.size()) out->inner_samples.push_back(Draw(state, row.inner[i]));
         if (!row.targets.empty()) {
           out->scores.push_back(ScoreFrom(state, row.targets[i], vocab_size));
         }
@@ -100,13 +106,7 @@ class FakeBackend final : public Backend {
           for (int32_t id = 0; id < vocab_size; ++id) out->logits.push_back(LogitOf(state, id));
         }
       }
-      if (row.sampling != nullptr && row.sampling->sampler != nullptr) {
-        std::vector<float> logits;
-        for (int32_t id = 0; id < vocab_size; ++id) logits.push_back(LogitOf(state, id));
-        out->samples[r] = row.sampling->sampler->Sample(logits, *row.sampling, state.count);
-      } else if (row.sampling != nullptr) {
-        out->samples[r] = SampleFrom(state, *row.sampling, vocab_size);
-      }
+      if (row.sampling != nullptr) out->samples[r] = Draw(state, *row.sampling);
     }
     if (device_->options().clock != nullptr) {
       int64_t tokens = 0;
@@ -116,6 +116,15 @@ class FakeBackend final : public Backend {
     }
     absl::MutexLock lock(&device_->mutex_);
     device_->steps_.push_back(std::move(record));
+    return absl::OkStatus();
+  }
+
+  absl::Status Rewind(int32_t slot, int32_t tokens) override {
+    const std::vector<State>& kept = kept_[slot];
+    if (tokens < 1 || tokens > static_cast<int32_t>(kept.size())) {
+      return Violation(absl::StrCat("rewind of slot ", slot, " to ", tokens, " of ", kept.size()));
+    }
+    states_[slot] = kept[tokens - 1];
     return absl::OkStatus();
   }
 
@@ -169,6 +178,10 @@ class FakeBackend final : public Backend {
         wrong = "a row without tokens";
       } else if (!row.targets.empty() && row.targets.size() != row.tokens.size()) {
         wrong = "targets and tokens differ in number";
+      } else if (!row.inner.empty() && row.inner.size() + 1 != row.tokens.size()) {
+        wrong = "inner samples are not one fewer than tokens";
+      } else if ((!row.inner.empty() || row.rewindable) && !info_.inner_samples) {
+        wrong = "inner samples, which this backend does not have";
       }
       for (int32_t token : row.tokens) {
         if (token < 0 || token >= device_->options().vocab_size) {
@@ -178,15 +191,27 @@ class FakeBackend final : public Backend {
     }
     if (rows.empty()) wrong = "a step without rows";
     if (tokens > info_.max_step_tokens) wrong = absl::StrCat("a step of ", tokens, " tokens");
-    if (wrong.empty()) return absl::OkStatus();
+    return wrong.empty() ? absl::OkStatus() : Violation(wrong);
+  }
+
+  absl::Status Violation(const std::string& wrong) {
     absl::MutexLock lock(&device_->mutex_);
     device_->violations_.push_back(wrong);
     return absl::InvalidArgumentError(wrong);
   }
 
+  SampledToken Draw(const State& state, const SamplingParams& params) const {
+    const int32_t vocab_size = device_->options().vocab_size;
+    if (params.sampler == nullptr) return SampleFrom(state, params, vocab_size);
+    std::vector<float> logits;
+    for (int32_t id = 0; id < vocab_size; ++id) logits.push_back(LogitOf(state, id));
+    return params.sampler->Sample(logits, params, state.count);
+  }
+
   const std::shared_ptr<FakeDevice> device_;
   BackendInfo info_;
   std::vector<State> states_;
+  std::map<int32_t, std::vector<State>> kept_;  // by slot: after each token of a rewindable row
 };
 
 FakeDevice::FakeDevice(const FakeBackendOptions& options) : options_(options) {}

@@ -53,12 +53,21 @@ class CpuBackend final : public Backend {
 
   const BackendInfo& info() const override { return info_; }
   absl::Status Step(absl::Span<const StepRow> rows, StepOutput* out) override;
+  absl::Status Rewind(int32_t slot, int32_t tokens) override;
   absl::Status ZeroSlot(int32_t slot) override;
   absl::Status CopySlot(int32_t from, int32_t to) override;
   absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override;
   absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override;
 
  private:
+  // A rewindable row: the states after its tokens but the last are at `first`,
+  // [tokens - 1, state_floats].
+  struct KeptRow {
+    int32_t slot;
+    int32_t tokens;
+    float* first;
+  };
+
   CpuBackend(std::shared_ptr<const Model> model, int threads, bool pin)
       : model_(std::move(model)), pool_(threads, pin) {}
 
@@ -67,8 +76,15 @@ class CpuBackend final : public Backend {
   absl::Status CheckRows(absl::Span<const StepRow> rows);
   absl::Status CheckRow(const StepRow& row, absl::string_view name) const;
   absl::Status CheckSampling(const SamplingParams& sampling, absl::string_view name) const;
-  void SizeOutput(absl::Span<const StepRow> rows, StepOutput* out) const;
+  void PrepareOutput(absl::Span<const StepRow> rows, StepOutput* out);
+  void AddToken(const StepRow& row, size_t t);
+  void AddOutput(const StepRow& row, size_t t, SampledToken* sample);
   void RunChunk();
+  // The state after `fed` tokens of the row, at least one and not all; with all: where the next
+  // row's begin.
+  float* KeptState(const KeptRow& row, int32_t fed) const {
+    return row.first + (fed - 1) * info_.state_floats;
+  }
   float* Slot(int32_t slot) { return states_data_ + slot * info_.state_floats; }
   size_t state_bytes() const { return static_cast<size_t>(info_.state_floats) * sizeof(float); }
 
@@ -85,6 +101,13 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> tokens_;
   std::vector<cpu::Segment> segments_;
   std::vector<cpu::OutputPosition> outputs_;
+  // Where the next outputs of a step go.
+  SampledToken* next_inner_ = nullptr;
+  TokenScore* next_score_ = nullptr;
+  float* next_logits_ = nullptr;
+
+  std::vector<KeptRow> kept_rows_;  // of the last step
+  std::vector<float> kept_states_;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<const Model> model,
@@ -107,6 +130,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<cons
   info.num_slots = options.num_slots;
   info.state_floats = config.state_floats();
   info.max_step_tokens = options.max_step_tokens;
+  info.inner_samples = true;
   info.weight_bytes = WeightBytes(*backend->model_);
   info.state_bytes = info.num_slots * info.state_floats * static_cast<int64_t>(sizeof(float));
   MMFREE_ASSIGN_OR_RETURN(backend->states_, Region::Allocate(info.state_bytes));
@@ -175,6 +199,13 @@ absl::Status CpuBackend::CheckRow(const StepRow& row, absl::string_view name) co
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": target ", target, " is out of range: the vocabulary has ", vocab));
   }
+  if (!row.inner.empty() && row.inner.size() + 1 != row.tokens.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, ": ", row.inner.size(), " inner samples for ", row.tokens.size(), " tokens"));
+  }
+  for (const SamplingParams& sampling : row.inner) {
+    MMFREE_RETURN_IF_ERROR(CheckSampling(sampling, name));
+  }
   return row.sampling == nullptr ? absl::OkStatus() : CheckSampling(*row.sampling, name);
 }
 
@@ -198,57 +229,92 @@ absl::Status CpuBackend::CheckRows(absl::Span<const StepRow> rows) {
       absl::StrCat(tokens, " tokens in a step: at most ", info_.max_step_tokens));
 }
 
-void CpuBackend::SizeOutput(absl::Span<const StepRow> rows, StepOutput* out) const {
+void CpuBackend::PrepareOutput(absl::Span<const StepRow> rows, StepOutput* out) {
+  size_t inner = 0;
   size_t scores = 0;
   size_t positions = 0;
+  size_t kept = 0;
   for (const StepRow& row : rows) {
+    inner += row.inner.size();
     scores += row.targets.size();
+    if (row.rewindable) kept += row.tokens.size() - 1;
     if (row.logits == LogitsMode::kLast) ++positions;
     if (row.logits == LogitsMode::kAll) positions += row.tokens.size();
   }
   out->samples.assign(rows.size(), SampledToken());
+  out->inner_samples.assign(inner, SampledToken());
   out->scores.assign(scores, TokenScore());
   out->logits.resize(positions * static_cast<size_t>(model_->config().vocab_size));
+  next_inner_ = out->inner_samples.data();
+  next_score_ = out->scores.data();
+  next_logits_ = out->logits.data();
+  kept_rows_.clear();
+  const size_t kept_floats = kept * static_cast<size_t>(info_.state_floats);
+  if (kept_states_.size() < kept_floats) kept_states_.resize(kept_floats);
 }
 
 absl::Status CpuBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) {
   MMFREE_RETURN_IF_ERROR(CheckRows(rows));
-  SizeOutput(rows, out);
-  const size_t vocab = static_cast<size_t>(model_->config().vocab_size);
-  TokenScore* score = out->scores.data();
-  float* logits = out->logits.data();
+  PrepareOutput(rows, out);
   for (size_t i = 0; i < rows.size(); ++i) {
-    const StepRow& row = rows[i];
-    for (size_t t = 0; t < row.tokens.size(); ++t) {
-      const int32_t index = static_cast<int32_t>(tokens_.size());
-      const bool last = t + 1 == row.tokens.size();
-      if (t == 0 || index == 0) segments_.push_back({Slot(row.slot), index, 0});
-      ++segments_.back().count;
-      tokens_.push_back(row.tokens[t]);
-
-      cpu::OutputPosition output = {};
-      output.token = index;
-      if (last && row.sampling != nullptr) {
-        output.sampling = row.sampling;
-        output.sample_position = row.position + row.tokens.size();
-        output.sample = &out->samples[i];
-      }
-      if (!row.targets.empty()) {
-        output.target = row.targets[t];
-        output.score = score++;
-      }
-      if (row.logits == LogitsMode::kAll || (last && row.logits == LogitsMode::kLast)) {
-        output.logits = logits;
-        logits += vocab;
-      }
-      if (output.sample != nullptr || output.score != nullptr || output.logits != nullptr) {
-        outputs_.push_back(output);
-      }
-      if (index + 1 == forward_->max_tokens()) RunChunk();
+    for (size_t t = 0; t < rows[i].tokens.size(); ++t) {
+      AddToken(rows[i], t);
+      AddOutput(rows[i], t, &out->samples[i]);
+      if (static_cast<int32_t>(tokens_.size()) == forward_->max_tokens()) RunChunk();
     }
   }
   if (!tokens_.empty()) RunChunk();
   return absl::OkStatus();
+}
+
+// Appends the row's token `t` to the chunk.
+void CpuBackend::AddToken(const StepRow& row, size_t t) {
+  const int32_t index = static_cast<int32_t>(tokens_.size());
+  float* const slot = Slot(row.slot);
+  if (!row.rewindable) {
+    if (t == 0 || index == 0) segments_.push_back({slot, index, 0, nullptr});
+    ++segments_.back().count;
+  } else {
+    // Each token goes on from a copy of the state before it; the last one's is the slot's again.
+    if (t == 0) {
+      float* const first = kept_rows_.empty()
+                               ? kept_states_.data()
+                               : KeptState(kept_rows_.back(), kept_rows_.back().tokens);
+      kept_rows_.push_back({row.slot, static_cast<int32_t>(row.tokens.size()), first});
+    }
+    const KeptRow& kept = kept_rows_.back();
+    const int32_t fed = static_cast<int32_t>(t);
+    float* const before = t == 0 ? slot : KeptState(kept, fed);
+    float* const after = fed + 1 == kept.tokens ? slot : KeptState(kept, fed + 1);
+    segments_.push_back({after, index, 1, before == after ? nullptr : before});
+  }
+  tokens_.push_back(row.tokens[t]);
+}
+
+// What is asked for after the row's token `t`, which was just added. `sample`: the row's.
+void CpuBackend::AddOutput(const StepRow& row, size_t t, SampledToken* sample) {
+  const bool last = t + 1 == row.tokens.size();
+  cpu::OutputPosition output = {};
+  output.token = static_cast<int32_t>(tokens_.size()) - 1;
+  output.sample_position = row.position + t + 1;
+  if (last && row.sampling != nullptr) {
+    output.sampling = row.sampling;
+    output.sample = sample;
+  } else if (!last && !row.inner.empty()) {
+    output.sampling = &row.inner[t];
+    output.sample = next_inner_++;
+  }
+  if (!row.targets.empty()) {
+    output.target = row.targets[t];
+    output.score = next_score_++;
+  }
+  if (row.logits == LogitsMode::kAll || (last && row.logits == LogitsMode::kLast)) {
+    output.logits = next_logits_;
+    next_logits_ += model_->config().vocab_size;
+  }
+  if (output.sample != nullptr || output.score != nullptr || output.logits != nullptr) {
+    outputs_.push_back(output);
+  }
 }
 
 // Runs what Step has gathered and starts the next chunk.
@@ -257,6 +323,20 @@ void CpuBackend::RunChunk() {
   tokens_.clear();
   segments_.clear();
   outputs_.clear();
+}
+
+absl::Status CpuBackend::Rewind(int32_t slot, int32_t tokens) {
+  for (const KeptRow& row : kept_rows_) {
+    if (row.slot != slot) continue;
+    if (tokens < 1 || tokens > row.tokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("rewind to ", tokens, " of a row's ", row.tokens, " tokens"));
+    }
+    if (tokens < row.tokens) memcpy(Slot(slot), KeptState(row, tokens), state_bytes());
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("slot ", slot, " had no rewindable row in the last step"));
 }
 
 absl::Status CpuBackend::ZeroSlot(int32_t slot) {

@@ -143,6 +143,10 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
     Product(weights.i, block, codes, 1, in, width, false);
     Product(weights.g, block, codes, 2, g_ + c, ld_hidden_, false);
     for (const Segment& segment : chunk.segments) {
+      float* const state = segment.state + layer * hidden_ + c;
+      if (segment.from != nullptr) {
+        std::copy_n(segment.from + layer * hidden_ + c, block.end - block.begin, state);
+      }
       ScanArgs scan;
       scan.tokens = segment.count;
       scan.channels = block.end - block.begin;
@@ -152,7 +156,7 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
       scan.g = g_ + segment.first * ld_hidden_ + c;
       scan.y = y_ + segment.first * ld_hidden_ + c;
       scan.ld = ld_hidden_;
-      scan.state = segment.state + layer * hidden_ + c;
+      scan.state = state;
       scan.lower_bound = weights.lower_bound.data() + c;
       scan.g_norm = weights.g_norm.data() + c;
       kernels_->scan(scan);

@@ -19,9 +19,10 @@ namespace mmfree::cpu {
 
 // Consecutive tokens of one sequence within a chunk.
 struct Segment {
-  float* state;   // [num_layers, hidden_size] of its slot, updated
+  float* state;   // [num_layers, hidden_size], updated
   int32_t first;  // index of its first token in the chunk
   int32_t count;
+  const float* from;  // what `state` is set to first, as long; null: it is as it was
 };
 
 // A position whose logits are needed, and what for. Null pointers: not asked for.

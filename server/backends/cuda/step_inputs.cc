@@ -64,6 +64,9 @@ absl::Status StepPlanner::CheckRow(const StepRow& row) {
           absl::StrCat("token id ", token, " is outside [0, ", vocab_size_, ")"));
     }
   }
+  if (!row.inner.empty() || row.rewindable) {
+    return absl::InvalidArgumentError("inner samples are not supported by this backend");
+  }
   if (!row.targets.empty() && row.targets.size() != row.tokens.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat(row.targets.size(), " targets for ", row.tokens.size(), " tokens"));

@@ -211,6 +211,102 @@ TEST_F(CpuBackendTest, RefusesBadSlots) {
   EXPECT_TRUE(SameBits(std::vector<float>(180), State(0)));
 }
 
+// Stands in place of RequestSampler: says where it was asked.
+class PlaceSampler final : public TokenSampler {
+ public:
+  SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
+                      uint64_t position) override {
+    return {ArgMax(logits), static_cast<float>(position) + 100.0f * params.temperature};
+  }
+};
+
+TEST_F(CpuBackendTest, InnerSamplesAreThoseOfTheTokensFedOneByOne) {
+  PlaceSampler sampler;
+  const std::vector<int32_t> banned = {3, 9, 100};
+  std::vector<SamplingParams> sampling(5);
+  sampling[0].temperature = 0.7f;
+  sampling[0].seed = 4;
+  sampling[1].banned = banned;
+  sampling[3].sampler = &sampler;
+  sampling[3].temperature = 2.0f;
+  sampling[4].temperature = 1.3f;
+  std::vector<SampledToken> expected;
+  std::vector<std::vector<float>> states;
+  StepOutput out;
+  for (size_t i = 0; i < tokens_.size(); ++i) {
+    StepRow row;
+    row.tokens = absl::MakeConstSpan(tokens_).subspan(i, 1);
+    row.position = 50 + i;
+    row.sampling = &sampling[i];
+    ASSERT_THAT(backend_->Step({&row, 1}, &out), IsOk());
+    expected.push_back(out.samples[0]);
+    states.push_back(State(0));
+  }
+  for (int32_t kept = 1; kept <= 5; ++kept) {
+    // In company of rows with and without.
+    StepRow rows[3];
+    const std::vector<int32_t> targets(5, 7);
+    for (int32_t r = 0; r < 3; ++r) {
+      rows[r].slot = r + 1;
+      ASSERT_THAT(backend_->ZeroSlot(r + 1), IsOk());
+      rows[r].tokens = tokens_;
+      rows[r].position = 50;
+      if (r == 1) continue;
+      rows[r].sampling = &sampling[4];
+      rows[r].inner = absl::MakeConstSpan(sampling).first(4);
+      rows[r].rewindable = true;
+    }
+    rows[0].targets = targets;
+    ASSERT_THAT(backend_->Step(rows, &out), IsOk());
+    ASSERT_EQ(out.inner_samples.size(), 8u);
+    ASSERT_EQ(out.scores.size(), 5u);
+    for (const int32_t r : {0, 2}) {
+      for (size_t i = 0; i < 4; ++i) {
+        EXPECT_EQ(out.inner_samples[r * 2 + i].token, expected[i].token) << i;
+        EXPECT_EQ(out.inner_samples[r * 2 + i].logprob, expected[i].logprob) << i;
+      }
+      EXPECT_EQ(out.samples[r].token, expected[4].token);
+      EXPECT_TRUE(SameBits(State(r + 1), states[4]));
+    }
+    EXPECT_TRUE(SameBits(State(2), states[4]));
+    ASSERT_THAT(backend_->Rewind(3, kept), IsOk());
+    ASSERT_THAT(backend_->Rewind(1, 6 - kept), IsOk());
+    EXPECT_TRUE(SameBits(State(3), states[kept - 1]));
+    EXPECT_TRUE(SameBits(State(1), states[5 - kept]));
+    EXPECT_TRUE(SameBits(State(2), states[4]));
+  }
+}
+
+TEST_F(CpuBackendTest, OnlyARewindableRowOfTheLastStepIsTakenBack) {
+  const auto refused = [this](int32_t slot, int32_t tokens, const std::string& message) {
+    EXPECT_THAT(backend_->Rewind(slot, tokens),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(message)));
+  };
+  refused(0, 1, "slot 0 had no rewindable row");
+  StepRow rows[2];
+  rows[1].slot = 1;
+  rows[0].tokens = rows[1].tokens = tokens_;
+  rows[0].rewindable = true;
+  StepOutput out;
+  ASSERT_THAT(backend_->Step(rows, &out), IsOk());
+  refused(1, 1, "slot 1 had no rewindable row");
+  refused(0, 0, "rewind to 0 of a row's 5 tokens");
+  refused(0, 6, "rewind to 6");
+  ASSERT_THAT(backend_->Step({&rows[1], 1}, &out), IsOk());
+  refused(0, 1, "slot 0 had no rewindable row");
+}
+
+TEST_F(CpuBackendTest, RefusesInnerSamplesThatDoNotFitTheTokens) {
+  StepRow row;
+  row.tokens = tokens_;
+  std::vector<SamplingParams> inner(5);
+  row.inner = inner;
+  ExpectRefused(row, "5 inner samples for 5 tokens");
+  row.inner = absl::MakeConstSpan(inner).first(4);
+  inner[2].temperature = -1.0f;
+  ExpectRefused(row, "temperature");
+}
+
 TEST_F(CpuBackendTest, RefusesStatesOfAnotherSize) {
   std::vector<float> state(179);
   const auto refused = StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("180 floats"));

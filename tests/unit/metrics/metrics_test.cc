@@ -114,6 +114,8 @@ class MetricsTest : public ::testing::Test {
     prefix_cache_->SetBytes(5000);
     prefix_cache_->SetCheckpoints(4);
     prefix_cache_->CountEvictions(2);
+    model_->CountSpeculation(4, 0);
+    model_->CountSpeculation(5, 4);
     model_->ObserveQueueTime(absl::Milliseconds(1));
     model_->ObserveTimeToFirstToken(absl::Milliseconds(30));
     model_->ObserveInterTokenLatency(absl::Milliseconds(2), 1);
@@ -154,6 +156,9 @@ TEST_F(MetricsTest, EveryInstrumentIsScrapedWithItsValue) {
       {"mmfree_prefix_cache_bytes", 5000},
       {"mmfree_prefix_cache_checkpoints", 4},
       {"mmfree_prefix_cache_evictions_total", 2},
+      {"mmfree_speculative_rows_total{model=\"tales\"}", 2},
+      {"mmfree_speculative_proposed_tokens_total{model=\"tales\"}", 9},
+      {"mmfree_speculative_accepted_tokens_total{model=\"tales\"}", 4},
       {"mmfree_request_queue_time_seconds_count{model=\"tales\"}", 1},
       {"mmfree_time_to_first_token_seconds_sum{model=\"tales\"}", 0.03},
       {"mmfree_e2e_request_latency_seconds_sum{model=\"tales\"}", 1},

@@ -125,7 +125,7 @@ TEST_F(CandidateGroupTest, ThePromptIsEchoedOnce) {
   options.prompt_logprobs = true;
   Start(2, options);
   EXPECT_TRUE(engine_.WaitFor(0).generation.prompt_logprobs);
-  engine_.WaitFor(0).sink->OnPromptLogprobs({-1.0f, -2.0f});
+  engine_.WaitFor(0).sink->OnPromptLogprobs({-1.0f, -2.0f}, {});
   EndPrompt();
   for (const int i : {0, 1}) {
     EXPECT_FALSE(Candidate(i).generation.prompt_logprobs);

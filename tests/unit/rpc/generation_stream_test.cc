@@ -275,7 +275,7 @@ TEST_F(GenerationStreamTest, PromptLogprobsAreAwaitedAndTheFirstTokenHasNone) {
   Start(options);
   writer_.CompleteAll(stream_.get());
   EXPECT_EQ(writer_.events().size(), 1u);
-  stream_->OnPromptLogprobs({-1.5f, -2.5f});
+  stream_->OnPromptLogprobs({-1.5f, -2.5f}, {});
   stream_->OnTokens(Tokens("a"));
   writer_.CompleteAll(stream_.get());
   const std::vector<v1::GenerateResponse> events = writer_.events();

@@ -186,18 +186,12 @@ INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                                 r->set_session_id("s");
                                 r->mutable_response()->set_prompt_logprobs(true);
                               }},
-                             {"response.top_logprobs",
-                              [](R* r) {
-                                r->mutable_response()->set_prompt_logprobs(true);
-                                r->mutable_response()->set_top_logprobs(2);
-                              }},
                              {"response.return_state",
                               [](R* r) {
                                 r->set_candidates(2);
                                 r->mutable_response()->set_return_state(true);
                               }},
                              {"best_of", [](R* r) { r->set_best_of(2); }},
-                             {"speculative_tokens", [](R* r) { r->set_speculative_tokens(4); }},
                          }),
                          CaseName);
 
@@ -272,7 +266,7 @@ TEST(ValidateGenerate, NamesTheLimitThatIsExceeded) {
 
 TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
   v1::GenerateRequest request = ValidRequest();
-  request.set_speculative_tokens(4);  // only unimplemented
+  request.set_best_of(2);  // only unimplemented
   request.mutable_sampling()->set_temperature(-1.0f);
   request.mutable_sampling()->set_top_p(2.0f);
   request.set_candidates(0);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "server/sampling/sampler.h"
 #include "tests/support/collecting_sink.h"
 #include "tests/support/status_is.h"
 #include "tests/unit/scheduler/step_loop_fixture.h"
@@ -89,10 +90,12 @@ TEST_F(StepLoopSamplingTest, AStopConditionEndsTheGenerationWithItsToken) {
 class PromptSink final : public GenerationSink {
  public:
   explicit PromptSink(std::shared_ptr<CollectingSink> sink) : sink_(std::move(sink)) {}
-  void OnPromptLogprobs(absl::Span<const float> logprobs) override {
+  void OnPromptLogprobs(absl::Span<const float> logprobs,
+                        absl::Span<const TokenAlternatives> top) override {
     EXPECT_THAT(sink_->ids(), IsEmpty()) << "tokens before the prompt";
     EXPECT_THAT(logprobs_, IsEmpty()) << "twice";
     logprobs_.assign(logprobs.begin(), logprobs.end());
+    top_.assign(top.begin(), top.end());
   }
   void OnTokens(absl::Span<const SampledToken> tokens) override { sink_->OnTokens(tokens); }
   void OnFinished(const absl::StatusOr<GenerationResult>& result) override {
@@ -101,10 +104,12 @@ class PromptSink final : public GenerationSink {
   size_t backlog() const override { return 0; }
   // After the end.
   const std::vector<float>& logprobs() const { return logprobs_; }
+  const std::vector<TokenAlternatives>& top() const { return top_; }
 
  private:
   const std::shared_ptr<CollectingSink> sink_;
   std::vector<float> logprobs_;
+  std::vector<TokenAlternatives> top_;
 };
 
 TEST_F(StepLoopSamplingTest, ThePromptsLogprobsAreThoseOfScoringWhateverTheChunk) {
@@ -126,6 +131,46 @@ TEST_F(StepLoopSamplingTest, ThePromptsLogprobsAreThoseOfScoringWhateverTheChunk
     EXPECT_EQ(prompt_sink->logprobs(), expected);
     EXPECT_THAT(sink->ids(), ElementsAreArray(ExpectedIds(prompt, max_new_tokens)));
   }
+}
+
+TEST_F(StepLoopSamplingTest, AlternativesInThePromptAreThoseOfEachPlaceWhateverTheChunk) {
+  options_.policy.prefill_chunk = 4;
+  Start();
+  for (const int length : {1, 2, 4, 5, 11}) {
+    const std::vector<int32_t> prompt = Prompt(length);
+    for (const int max_new_tokens : {0, 3}) {
+      GenerationRequest request = Generation(prompt, max_new_tokens);
+      request.prompt_logprobs = true;
+      request.prompt_top_logprobs = 3;
+      request.final_state = std::make_shared<FinalState>();
+      auto sink = std::make_shared<CollectingSink>();
+      auto prompt_sink = std::make_shared<PromptSink>(sink);
+      MustSubmit(std::move(request), prompt_sink);
+      ASSERT_TRUE(sink->WaitForEnd().ok());
+      EXPECT_THAT(sink->ids(), ElementsAreArray(ExpectedIds(prompt, max_new_tokens)));
+      ASSERT_THAT(prompt_sink->top(), SizeIs(length - 1));
+      for (int i = 1; i < length; ++i) {
+        const std::vector<float> logits =
+            device_->ExpectedLogits(absl::MakeConstSpan(prompt).first(static_cast<size_t>(i)));
+        ASSERT_NE(prompt_sink->top()[i - 1], nullptr);
+        const std::vector<TokenAlternative>& top = *prompt_sink->top()[i - 1];
+        ASSERT_THAT(top, SizeIs(3));
+        EXPECT_EQ(top[0].token, ArgMax(logits));
+        EXPECT_EQ(top[0].logprob, ScoreToken(logits, top[0].token).logprob);
+        EXPECT_GE(logits[top[1].token], logits[top[2].token]);
+      }
+    }
+  }
+}
+
+TEST_F(StepLoopSamplingTest, AlternativesInThePromptAreRefusedWhereTheBackendHasNone) {
+  device_options_.inner_samples = false;
+  Start();
+  GenerationRequest request = Generation(Prompt(5), 1);
+  request.prompt_logprobs = true;
+  request.prompt_top_logprobs = 1;
+  EXPECT_THAT(loop_->Submit(std::move(request), std::make_shared<CollectingSink>()),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("prompt_top_logprobs")));
 }
 
 }  // namespace
