@@ -237,8 +237,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(const Options& options) {
   // Scores and token ids of long texts are large; the server bounds what it is asked.
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
-  // A server that was restarted is found again within a second; gRPC's own pauses grow to two
-  // minutes, for fleets of clients that share a server.
+  // At most a second between attempts to reach a server that was restarted (AwaitConnection makes
+  // them); gRPC's own pauses grow to two minutes, for fleets of clients that share a server.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   return std::make_unique<ClientImpl>(
