@@ -109,7 +109,8 @@ void AddRequestFlags(v1::GenerateRequest* r, FlagSet* flags) {
   flags->AddSetter<uint32_t>("candidates", "N",
                              "continuations to make; printed one after the other",
                              [r](uint32_t v) { r->set_candidates(v); });
-  flags->AddSetter<uint32_t>("best_of", "N", "make this many, show the best",
+  flags->AddSetter<uint32_t>("best_of", "N",
+                             "make this many, print the likeliest --candidates of them (default 1)",
                              [r](uint32_t v) { r->set_best_of(v); });
   flags->AddChoice<v1::Priority>(
       "priority",

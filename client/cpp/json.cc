@@ -80,6 +80,9 @@ Json Finished(const v1::GenerationFinished& finished) {
   json["usage"] = {{"prompt_tokens", finished.usage().prompt_tokens()},
                    {"cached_tokens", finished.usage().cached_tokens()},
                    {"completion_tokens", finished.usage().completion_tokens()}};
+  if (finished.usage().discarded_tokens() > 0) {
+    json["usage"]["discarded_tokens"] = finished.usage().discarded_tokens();
+  }
   json["timings"] = {{"queued", Seconds(finished.timings().queued())},
                      {"prefill", Seconds(finished.timings().prefill())},
                      {"decode", Seconds(finished.timings().decode())}};

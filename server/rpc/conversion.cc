@@ -49,8 +49,9 @@ absl::StatusOr<std::shared_ptr<CompiledConstraint>> CompileConstraint(
   return nullptr;
 }
 
-RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
-                                         const v1::ResponseOptions& response) {
+RequestSampler::Options ToSamplerOptions(const v1::GenerateRequest& request) {
+  const v1::SamplingOptions& sampling = request.sampling();
+  const v1::ResponseOptions& response = request.response();
   RequestSampler::Options out;
   out.allowed.assign(sampling.allowed_token_ids().begin(), sampling.allowed_token_ids().end());
   out.banned.assign(sampling.banned_token_ids().begin(), sampling.banned_token_ids().end());
@@ -67,7 +68,7 @@ RequestSampler::Options ToSamplerOptions(const v1::SamplingOptions& sampling,
   if (sampling.has_typical_p()) out.filters.typical_p = sampling.typical_p();
   if (sampling.has_top_p()) out.filters.top_p = sampling.top_p();
   out.filters.min_p = sampling.min_p();
-  if (!response.logprobs()) {
+  if (!response.logprobs() && !request.has_best_of()) {
     out.logprobs = RequestSampler::Logprobs::kNone;
   } else if (response.logprob_mode() == v1::LOGPROB_MODE_SAMPLING) {
     out.logprobs = RequestSampler::Logprobs::kSampling;
@@ -185,7 +186,7 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   out.prompt_logprobs = request.response().prompt_logprobs();
   MMFREE_RETURN_IF_ERROR(SetInnerSampling(request, engine, limits, context, &out));
   out.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
-  RequestSampler::Options sampler = ToSamplerOptions(sampling, request.response());
+  RequestSampler::Options sampler = ToSamplerOptions(request);
   MMFREE_ASSIGN_OR_RETURN(sampler.constraint,
                           CompileConstraint(request.constraint(), engine.constraints()));
   if (sampler.constraint != nullptr) {

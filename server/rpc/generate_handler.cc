@@ -1,5 +1,7 @@
 #include "server/rpc/generate_handler.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -8,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "server/rpc/admissible.h"
+#include "server/rpc/best_of.h"
 #include "server/rpc/call.h"
 #include "server/rpc/candidate_group.h"
 #include "server/rpc/conversion.h"
@@ -92,7 +95,11 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
       status = CheckPromptAdmissible(*engine, request_->has_token_ids() ? "token_ids" : "text",
                                      static_cast<int64_t>(request->prompt.size()));
     }
-    if (status.ok()) status = CheckAdmissible(*engine, "candidates", request_->candidates());
+    const uint32_t candidates = std::max(request_->candidates(), 1u);
+    const uint32_t made = std::max(request_->best_of(), candidates);
+    if (status.ok()) {
+      status = CheckAdmissible(*engine, made > candidates ? "best_of" : "candidates", made);
+    }
     if (!status.ok()) {
       turn.reset();
       Finish(status);
@@ -107,6 +114,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
                                                .seed = request->sampling.seed,
                                                .return_token_ids = response.return_token_ids(),
                                                .logprobs = response.logprobs(),
+                                               .cumulative_logprob = request_->has_best_of(),
                                                .prompt_logprobs = response.prompt_logprobs(),
                                                .echo = response.echo(),
                                                .starts_text = starts_text,
@@ -116,13 +124,17 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
           std::make_shared<TextStop>(OutputText(&engine->tokenizer(), starts_text, options.text));
     }
     EventWriter* const self = this;
-    if (request_->candidates() > 1) {
+    if (made > 1) {
       // The state is all that is needed of the turn: no session, and none to return.
       if (turn != nullptr) turn->Attach(&*request);
       turn.reset();
-      const auto group = std::make_shared<CandidateGroup>(request_->candidates(), options, engine,
-                                                          *std::move(request), self);
-      if (Publish(group)) {
+      const auto best =
+          made > candidates ? std::make_shared<BestOf>(made, candidates, self) : nullptr;
+      EventWriter* const writer = best != nullptr ? best.get() : self;
+      const auto group =
+          std::make_shared<CandidateGroup>(made, options, engine, *std::move(request), writer);
+      if (best != nullptr) best->SetSource(group);
+      if (Publish(best != nullptr ? std::shared_ptr<EventSource>(best) : group)) {
         group->Start();
       } else {
         Finish(call_.CancelStatus());

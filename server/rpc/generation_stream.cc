@@ -181,7 +181,9 @@ void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool 
   if (result->reason == FinishReason::kStopString && text_.matched() != nullptr) {
     finished->set_stop_string(*text_.matched());
   }
-  if (options_.logprobs) finished->set_cumulative_logprob(cumulative_logprob_);
+  if (options_.logprobs || options_.cumulative_logprob) {
+    finished->set_cumulative_logprob(cumulative_logprob_);
+  }
   writer_->WriteLast(event_);
 }
 
@@ -229,10 +231,8 @@ bool GenerationStream::MakeDelta() {
   for (const SampledToken& token : in_flight_) {
     delta->mutable_text()->append(text_.Append(token.token));
     if (options_.return_token_ids) delta->add_token_ids(token.token);
-    if (options_.logprobs) {
-      ToProto(token, delta->add_logprobs());
-      cumulative_logprob_ += token.logprob;
-    }
+    if (options_.logprobs) ToProto(token, delta->add_logprobs());
+    cumulative_logprob_ += token.logprob;
   }
   return !delta->text().empty() || options_.return_token_ids || options_.logprobs;
 }

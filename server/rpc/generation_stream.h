@@ -58,7 +58,8 @@ class GenerationStream final : public GenerationSink, public EventSource {
     std::string request_id;
     uint64_t seed = 0;
     bool return_token_ids = false;
-    bool logprobs = false;
+    bool logprobs = false;            // of each token
+    bool cumulative_logprob = false;  // of all of them, in `finished`; also with logprobs
     // What is sent of the prompt before the first token.
     bool prompt_logprobs = false;  // as the request
     bool echo = false;

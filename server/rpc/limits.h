@@ -21,6 +21,9 @@ inline constexpr int kMaxStopStrings = 64;
 inline constexpr int kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 63;
 inline constexpr int kMaxCandidates = 64;
+// best_of * max_new_tokens * (1 + top_logprobs): what is kept until the candidates are ranked, at
+// most some 70 bytes for each.
+inline constexpr int64_t kMaxBestOfTokens = 262'144;
 inline constexpr int kMaxTopLogprobs = 20;
 inline constexpr int kMaxScoreInputs = 64;
 inline constexpr int kMaxLogitBias = 1024;

@@ -82,10 +82,12 @@ void CheckTurn(const v1::GenerateRequest& request, Violations* violations) {
   const uint32_t candidates = request.has_candidates() ? request.candidates() : 1;
   violations->Check(!request.has_session_id() || candidates == 1, "candidates",
                     "must be 1 with session_id");
+  violations->Check(!request.has_session_id() || request.best_of() <= 1, "best_of",
+                    "must be 1 with session_id");
   const bool has_turn = request.context_case() != v1::GenerateRequest::CONTEXT_NOT_SET ||
                         request.response().return_state();
   if (!has_turn) return;
-  if (candidates != 1 && request.response().return_state()) {
+  if ((candidates != 1 || request.best_of() > 1) && request.response().return_state()) {
     violations->AddUnimplemented("response.return_state");
   }
   if (request.stopping().stop_strings_size() > 0) {
@@ -246,13 +248,22 @@ void CheckPriority(v1::Priority priority, Violations* violations) {
   }
 }
 
-void CheckCandidates(const v1::GenerateRequest& request, Violations* violations) {
+void CheckCandidates(const v1::GenerateRequest& request, const RequestLimits& limits,
+                     Violations* violations) {
   const uint32_t candidates = request.has_candidates() ? request.candidates() : 1;
   violations->CheckRange<int64_t>("candidates", candidates, 1, kMaxCandidates);
-  if (request.has_best_of()) {
-    violations->CheckRange<int64_t>("best_of", request.best_of(), candidates, kMaxCandidates);
-    if (request.best_of() != candidates) violations->AddUnimplemented("best_of");
-  }
+  if (!request.has_best_of()) return;
+  violations->CheckRange<int64_t>("best_of", request.best_of(), candidates, kMaxCandidates);
+  if (request.best_of() <= candidates || request.best_of() > kMaxCandidates) return;
+  const v1::StoppingOptions& stopping = request.stopping();
+  const int64_t tokens = std::min(
+      stopping.has_max_new_tokens() ? stopping.max_new_tokens() : limits.default_max_new_tokens,
+      limits.max_new_tokens);
+  const int64_t kept = tokens * request.best_of() *
+                       (1 + std::min<int64_t>(request.response().top_logprobs(), kMaxTopLogprobs));
+  violations->Check(kept <= kMaxBestOfTokens, "best_of",
+                    absl::StrCat("times max_new_tokens times (1 + top_logprobs) must be at most ",
+                                 kMaxBestOfTokens, ", is ", kept));
 }
 
 void CheckCacheSalt(absl::string_view salt, Violations* violations) {
@@ -274,7 +285,7 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request, const ModelCon
   CheckStopping(request.stopping(), config, limits, &violations);
   if (!violations.invalid()) CheckChoices(request, config, &violations);
   CheckResponse(request.response(), &violations);
-  CheckCandidates(request, &violations);
+  CheckCandidates(request, limits, &violations);
   CheckPriority(request.priority(), &violations);
   CheckCacheSalt(request.cache_salt(), &violations);
   violations.Check(request.speculative_tokens() <= kMaxSpeculativeTokens, "speculative_tokens",

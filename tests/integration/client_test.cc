@@ -74,6 +74,27 @@ TEST_F(ClientTest, CandidatesArePrintedWholeOneAfterTheOther) {
                                      "\n[candidate 2]\n", texts[2], "\n"));
 }
 
+TEST_F(ClientTest, OfBestOfTheBestIsPrinted) {
+  StartServer();
+  v1::GenerateRequest request = GreedyRequest("Once upon a time", 20);
+  request.mutable_sampling()->clear_temperature();
+  request.mutable_sampling()->set_seed(4);
+  request.set_best_of(5);
+  const Generation expected = Generate(request);
+  std::vector<std::string> arguments = {"generate", "--prompt=Once upon a time", "--max_tokens=20",
+                                        "--seed=4", "--best_of=5"};
+  const ProgramResult plain = Run(arguments);
+  EXPECT_EQ(plain.exit_code, 0) << plain.err;
+  EXPECT_EQ(plain.out, expected.text);
+  arguments.insert(arguments.begin(), "--json");
+  const ProgramResult json = Run(arguments);
+  const std::vector<std::string> lines = absl::StrSplit(json.out, '\n', absl::SkipEmpty());
+  const Json finished = Json::parse(lines.back(), nullptr, false)["finished"];
+  EXPECT_EQ(finished["usage"]["discarded_tokens"], expected.finished.usage().discarded_tokens());
+  EXPECT_EQ(finished["cumulative_logprob"].get<float>(),
+            static_cast<float>(expected.finished.cumulative_logprob()));
+}
+
 TEST_F(ClientTest, GenerateJsonIsAnEventALine) {
   StartServer();
   const ProgramResult result = Run({"--json", "generate", "--prompt=Once", "--max_tokens=6",

@@ -153,6 +153,29 @@ INSTANTIATE_TEST_SUITE_P(
         {"candidates", [](R* r) { r->set_candidates(0); }},
         {"candidates", [](R* r) { r->set_candidates(65); }},
         {"best_of", [](R* r) { r->set_best_of(0); }},
+        {"best_of", [](R* r) { r->set_best_of(65); }},
+        {"best_of",
+         [](R* r) {
+           r->set_candidates(3);
+           r->set_best_of(2);
+         }},
+        {"best_of",
+         [](R* r) {
+           r->set_session_id("s");
+           r->set_best_of(2);
+         }},
+        {"best_of",
+         [](R* r) {
+           r->mutable_stopping()->set_max_new_tokens(4097);
+           r->set_best_of(64);
+         }},
+        {"best_of",
+         [](R* r) {
+           r->mutable_response()->set_logprobs(true);
+           r->mutable_response()->set_top_logprobs(15);
+           r->mutable_stopping()->set_max_new_tokens(257);
+           r->set_best_of(64);
+         }},
         {"priority", [](R* r) { r->set_priority(static_cast<v1::Priority>(9)); }},
         {"cache_salt", [](R* r) { r->set_cache_salt(std::string(129, 's')); }},
         {"speculative_tokens", [](R* r) { r->set_speculative_tokens(17); }},
@@ -191,7 +214,11 @@ INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                                 r->set_candidates(2);
                                 r->mutable_response()->set_return_state(true);
                               }},
-                             {"best_of", [](R* r) { r->set_best_of(2); }},
+                             {"response.return_state",
+                              [](R* r) {
+                                r->set_best_of(2);
+                                r->mutable_response()->set_return_state(true);
+                              }},
                          }),
                          CaseName);
 
@@ -266,7 +293,8 @@ TEST(ValidateGenerate, NamesTheLimitThatIsExceeded) {
 
 TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
   v1::GenerateRequest request = ValidRequest();
-  request.set_best_of(2);  // only unimplemented
+  request.mutable_state();
+  request.mutable_response()->set_echo(true);  // only unimplemented
   request.mutable_sampling()->set_temperature(-1.0f);
   request.mutable_sampling()->set_top_p(2.0f);
   request.set_candidates(0);
