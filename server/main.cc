@@ -280,6 +280,7 @@ absl::StatusOr<std::unique_ptr<SessionTable>> MakeSessions(const ServerFlags& fl
   if (flags.session_store == "none") return nullptr;
   SessionTable::Options options;
   options.ttl = flags.session_ttl;
+  options.store_health.interval = flags.session_probe_interval;
   options.kept_turns = flags.session_kept_turns;
   options.kept_bytes = flags.session_kept_mb << 20;
   options.host_cache_bytes = flags.session_memory_mb << 20;

@@ -119,6 +119,9 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
            "key of at least 32 bytes: states are signed with it, and only\nthose are taken");
   set->Add("session_ttl", &flags->session_ttl, "TIME",
            "delete a session that was not used for this long (default:\nnever)");
+  set->Add("session_probe_interval", &flags->session_probe_interval, "TIME",
+           "write a small record to a session store that nothing was\nwritten to for so long, and "
+           "read it (default 10s; inf: never),\nto know whether it can be used");
   set->AddInteger("session_kept_turns", &flags->session_kept_turns, 0, 10'000, "N",
                   "turns before the present one that a session can be rewound\nto (default 4)");
   set->AddInteger<int64_t>("session_kept_mb", &flags->session_kept_mb, 0, 1 << 20, "N",
@@ -228,6 +231,9 @@ absl::Status CheckSessions(const ServerFlags& flags) {
   }
   if (flags.session_ttl <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--session_ttl must be positive");
+  }
+  if (flags.session_probe_interval <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--session_probe_interval must be positive");
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 
 namespace mmfree {
 namespace {
@@ -17,7 +18,9 @@ using prometheus::Gauge;
 using prometheus::Histogram;
 
 constexpr const char* kOperations[] = {"read", "read_checkpoint", "commit", "delete",
-                                       "list", "remove_expired"};
+                                       "list", "remove_expired",  "probe"};
+constexpr const char* kOutcomes[] = {"ok", "refused", "unavailable", "data_loss"};
+constexpr const char* kErrors[] = {"unavailable", "data_loss"};
 
 Family<Gauge>& AddGauge(prometheus::Registry& registry, const char* name, const char* help) {
   return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
@@ -51,19 +54,30 @@ class SessionMetricsImpl final : public SessionMetrics {
         misses_(cache_.Add({{"result", "miss"}})),
         store_time_(prometheus::BuildHistogram()
                         .Name("mmfree_session_store_duration_seconds")
-                        .Help("One call of the session store by operation, in seconds.")
+                        .Help("One call of the session store, in seconds, by operation and "
+                              "outcome: ok, refused (an answer about a session), unavailable, "
+                              "data_loss.")
                         .Register(r)),
         store_errors_(AddCounter(r, "mmfree_session_store_errors_total",
                                  "Calls of the session store that failed, by operation and kind: "
                                  "unavailable, data_loss. Unit: calls.")),
-        reachable_(AddGauge(r, "mmfree_session_store_reachable",
-                            "1 when the last call reached the session store, otherwise 0.")
-                       .Add({})) {
+        reachable_(
+            AddGauge(r, "mmfree_session_store_reachable",
+                     "1 while the session store can be read and written, as its calls and probes "
+                     "tell, otherwise 0.")
+                .Add({})) {
     const Histogram::BucketBoundaries buckets = {0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01,
                                                  0.02,   0.05,   0.1,    0.2,   0.5,   1.0,   5.0};
     for (const char* operation : kOperations) {
-      store_times_.emplace(operation, &store_time_.Add({{"operation", operation}}, buckets));
-      for (const char* kind : {"unavailable", "data_loss"}) CountError(operation, kind);
+      for (const char* outcome : kOutcomes) {
+        Histogram& time =
+            store_time_.Add({{"operation", operation}, {"outcome", outcome}}, buckets);
+        store_times_.emplace(Call(operation, outcome), &time);
+      }
+      for (const char* kind : kErrors) {
+        Counter& errors = store_errors_.Add({{"operation", operation}, {"kind", kind}});
+        store_error_counts_.emplace(Call(operation, kind), &errors);
+      }
     }
     for (const char* outcome : {"committed", "not_committed", "conflict", "store_unavailable"}) {
       turns_.Add({{"outcome", outcome}});
@@ -80,19 +94,18 @@ class SessionMetricsImpl final : public SessionMetrics {
   }
   void SetHostCacheBytes(int64_t bytes) override { cache_bytes_.Set(static_cast<double>(bytes)); }
   void CountHostCache(bool hit) override { (hit ? hits_ : misses_).Increment(); }
-  void ObserveStore(absl::string_view operation, absl::Duration time) override {
-    const auto found = store_times_.find(operation);
-    if (found != store_times_.end()) found->second->Observe(absl::ToDoubleSeconds(time));
-  }
-  void CountStoreError(absl::string_view operation, absl::string_view kind) override {
-    CountError(std::string(operation), std::string(kind)).Increment();
+  void ObserveStore(absl::string_view operation, absl::string_view outcome,
+                    absl::Duration time) override {
+    const Call call(operation, outcome);
+    const auto times = store_times_.find(call);
+    if (times != store_times_.end()) times->second->Observe(absl::ToDoubleSeconds(time));
+    const auto errors = store_error_counts_.find(call);
+    if (errors != store_error_counts_.end()) errors->second->Increment();
   }
   void SetStoreReachable(bool reachable) override { reachable_.Set(reachable ? 1 : 0); }
 
  private:
-  Counter& CountError(const std::string& operation, const std::string& kind) {
-    return store_errors_.Add({{"operation", operation}, {"kind", kind}});
-  }
+  using Call = std::pair<absl::string_view, absl::string_view>;  // operation, outcome or kind
 
   Gauge& busy_;
   Gauge& stored_;
@@ -105,7 +118,9 @@ class SessionMetricsImpl final : public SessionMetrics {
   Family<Histogram>& store_time_;
   Family<Counter>& store_errors_;
   Gauge& reachable_;
-  std::map<std::string, Histogram*, std::less<>> store_times_;  // by operation
+  // Of literals; complete after construction.
+  std::map<Call, Histogram*> store_times_;
+  std::map<Call, Counter*> store_error_counts_;
 };
 
 }  // namespace

@@ -34,11 +34,12 @@ class SessionMetrics {
   virtual void SetHostCacheBytes(int64_t bytes) = 0;
   virtual void CountHostCache(bool hit) = 0;
 
-  // Calls of the store: "read", "read_checkpoint", "commit", "delete", "list", "remove_expired".
-  virtual void ObserveStore(absl::string_view operation, absl::Duration time) = 0;
-  // `kind`: "unavailable" or "data_loss".
-  virtual void CountStoreError(absl::string_view operation, absl::string_view kind) = 0;
-  // Whether the last call reached the store.
+  // A call of the store. `operation`: "read", "read_checkpoint", "commit", "delete", "list",
+  // "remove_expired", "probe"; `outcome`: "ok", "refused" (an answer about a session: there is
+  // none, it has moved on), "unavailable", "data_loss".
+  virtual void ObserveStore(absl::string_view operation, absl::string_view outcome,
+                            absl::Duration time) = 0;
+  // Whether the store can be read and written, as far as calls and probes tell.
   virtual void SetStoreReachable(bool reachable) = 0;
 };
 

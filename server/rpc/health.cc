@@ -4,12 +4,14 @@ namespace mmfree {
 namespace {
 
 constexpr const char* kServices[] = {"", "mmfree.v1.InferenceService", "mmfree.v1.ModelService"};
+constexpr const char* kSessionService = "mmfree.v1.SessionService";
 
 }  // namespace
 
 HealthReporter::HealthReporter(grpc::HealthCheckServiceInterface* service,
-                               const ModelRegistry* models, absl::Duration period)
-    : service_(service), models_(models) {
+                               const ModelRegistry* models, const SessionTable* sessions,
+                               absl::Duration period)
+    : service_(service), models_(models), sessions_(sessions) {
   Report();
   thread_ = std::thread([this, period] {
     while (!stop_.WaitForNotificationWithTimeout(period)) Report();
@@ -34,6 +36,9 @@ void HealthReporter::Report() {
     service_->SetServingStatus(engine->model_name(), healthy);
   }
   for (const char* name : kServices) service_->SetServingStatus(name, all_healthy);
+  if (sessions_ != nullptr) {
+    service_->SetServingStatus(kSessionService, all_healthy && sessions_->store_usable());
+  }
 }
 
 }  // namespace mmfree

@@ -100,7 +100,8 @@ class GrpcServer final : public Server {
       MMFREE_RETURN_IF_ERROR(ProbeListenAddress(address));
       return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
     }
-    health_ = std::make_unique<HealthReporter>(server_->GetHealthCheckService(), models_);
+    health_ =
+        std::make_unique<HealthReporter>(server_->GetHealthCheckService(), models_, env_.sessions);
     return absl::OkStatus();
   }
 

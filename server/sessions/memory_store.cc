@@ -107,6 +107,8 @@ class MemoryStore final : public SessionStore {
     return static_cast<int64_t>(expired.size());
   }
 
+  absl::Status Probe(int64_t) override { return absl::OkStatus(); }
+
   std::optional<int64_t> count() const override {
     absl::MutexLock lock(&mutex_);
     return count_;

@@ -63,6 +63,13 @@ redis.call('SREM', KEYS[1], ARGV[2])
 return 'OK'
 )lua";
 
+// ARGV: what to write. It goes by itself, should nobody probe any more.
+constexpr absl::string_view kProbe = R"lua(
+if late then return 'LATE' end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', 60000)
+return redis.call('GET', KEYS[1]) == ARGV[2] and 'OK' or 'OTHER'
+)lua";
+
 // Sessions whose records are read in one round trip.
 constexpr size_t kListBatch = 256;
 
@@ -79,7 +86,10 @@ absl::string_view Text(const redisReply& reply) { return {reply.str, reply.len};
 
 class RedisStore final : public SessionStore {
  public:
-  explicit RedisStore(const RedisStoreOptions& options) : options_(options), redis_(options) {}
+  explicit RedisStore(const RedisStoreOptions& options)
+      : options_(options),
+        redis_(options),
+        probe_key_(absl::StrCat("mmfree:probe:", Hex(NewRevision()))) {}
 
   absl::string_view name() const override { return "redis"; }
   bool in_memory() const override { return false; }
@@ -158,6 +168,13 @@ class RedisStore final : public SessionStore {
 
   // Redis does it by itself.
   absl::StatusOr<int64_t> RemoveExpired(int64_t) override { return 0; }
+
+  absl::Status Probe(int64_t bytes) override {
+    const std::string written(static_cast<size_t>(bytes), 'p');
+    MMFREE_ASSIGN_OR_RETURN(const std::string answer, Change(kProbe, probe_key_, {written}));
+    if (answer == "OK") return absl::OkStatus();
+    return absl::DataLossError("session store redis: a probe was not read as it was written");
+  }
 
  private:
   static RedisCommand ReadCommand(absl::string_view key) { return {"HMGET", key, "v", "e", "r"}; }
@@ -245,6 +262,7 @@ class RedisStore final : public SessionStore {
 
   const RedisStoreOptions options_;
   RedisConnections redis_;
+  const std::string probe_key_;  // of this server
 };
 
 }  // namespace

@@ -31,9 +31,11 @@ namespace {
 // Keys. N is the owner's length in four bytes, so that no owner's keys are a prefix of another's.
 //   'r' N owner id                  -> revision (8 bytes), expiry in microseconds (8), record
 //   'c' N owner id '\0' revision    -> checkpoint
+//   'p'                             -> what the last probe wrote
 // Integers are big-endian in keys and little-endian in values.
 constexpr char kRecords = 'r';
 constexpr char kCheckpoints = 'c';
+constexpr char kProbe[] = "p";
 constexpr size_t kValueHeader = 16;
 constexpr int64_t kNever = 0;  // as an expiry
 // States are rewritten at every turn: kept out of the tables, compaction does not copy them.
@@ -222,6 +224,18 @@ class RocksDbStore final : public SessionStore {
       ++removed;
     }
     return removed;
+  }
+
+  absl::Status Probe(int64_t bytes) override {
+    const std::string written(static_cast<size_t>(bytes), 'p');
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db_->Put(write_, kProbe, written), "probing"));
+    std::string found;
+    MMFREE_RETURN_IF_ERROR(
+        FromRocksDb(db_->Get(rocksdb::ReadOptions(), kProbe, &found), "probing"));
+    if (found != written) {
+      return absl::DataLossError("session store: a probe was not read as it was written");
+    }
+    return absl::OkStatus();
   }
 
  private:

@@ -14,7 +14,6 @@
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/sessions/checkpoint.h"
-#include "server/sessions/metered_store.h"
 #include "server/sessions/store_errors.h"
 
 namespace mmfree {
@@ -74,7 +73,7 @@ absl::StatusOr<ListKey> DecodePageToken(const std::string& token) {
 SessionTable::SessionTable(Options options, std::unique_ptr<SessionStore> store,
                            SessionMetrics* metrics)
     : options_(std::move(options)),
-      store_(MakeMeteredStore(std::move(store), metrics)),
+      store_(std::make_unique<MonitoredStore>(std::move(store), options_.store_health, metrics)),
       metrics_(metrics),
       cache_(store_->in_memory() ? 0 : options_.host_cache_bytes) {
   UpdateStored();

@@ -19,10 +19,12 @@
 #include "server/base/clock.h"
 #include "server/metrics/session_metrics.h"
 #include "server/sessions/host_cache.h"
+#include "server/sessions/monitored_store.h"
 #include "server/sessions/session.h"
 #include "server/sessions/session_key.h"
 #include "server/sessions/session_record.h"
 #include "server/sessions/store.h"
+#include "server/sessions/store_health.h"
 
 namespace mmfree {
 
@@ -40,10 +42,11 @@ class SessionTable {
     int64_t host_cache_bytes = 256 << 20;  // of checkpoints in front of a store that is not memory
     SessionKey key = {};                   // signs what is stored
     absl::Duration sweep_interval = absl::Seconds(30);  // between looks for expired sessions
+    StoreHealth::Options store_health = {};             // an infinite interval: no probes
     const Clock* clock = Clock::Real();
   };
 
-  // `metrics` outlives the table.
+  // Blocks on the store, for a probe. `metrics` outlives the table.
   SessionTable(Options options, std::unique_ptr<SessionStore> store, SessionMetrics* metrics);
   ~SessionTable();
   SessionTable(const SessionTable&) = delete;
@@ -97,6 +100,9 @@ class SessionTable {
   // Turns that run on this server.
   int64_t busy() const;
 
+  // Whether the store can be read and written, as far as is known. Does not block on it.
+  bool store_usable() const { return store_->usable(); }
+
  private:
   friend class SessionTurn;
 
@@ -125,7 +131,7 @@ class SessionTable {
   void RunSweeps();
 
   const Options options_;
-  const std::unique_ptr<SessionStore> store_;
+  const std::unique_ptr<MonitoredStore> store_;
   SessionMetrics* const metrics_;
   HostCache cache_;
 

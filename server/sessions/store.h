@@ -81,6 +81,10 @@ class SessionStore {
   // Removes up to `limit` sessions that have expired, and says how many.
   virtual absl::StatusOr<int64_t> RemoveExpired(int64_t limit) = 0;
 
+  // Writes a record of `bytes` that is no session's and reads it back: OK says that commits of that
+  // size would work now.
+  virtual absl::Status Probe(int64_t bytes) = 0;
+
   // Sessions in the store; nullopt when that would take a scan of what others share.
   virtual std::optional<int64_t> count() const = 0;
 };

@@ -20,13 +20,13 @@ int FreePort() {
   return port;
 }
 
-// Whether the server there answers commands.
-bool Answers(int port) {
+// Whether the server there answers this command, and not with an error.
+bool Answers(int port, const std::string& command) {
   const int fd = ConnectLoopback(port);
   if (fd < 0) return false;
-  constexpr char kPing[] = "PING\r\n";
+  const std::string line = command + "\r\n";
   char reply = 0;
-  const bool answers = write(fd, kPing, sizeof(kPing) - 1) == sizeof(kPing) - 1 &&
+  const bool answers = write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size()) &&
                        read(fd, &reply, 1) == 1 && reply == '+';
   close(fd);
   return answers;
@@ -59,6 +59,8 @@ void RedisProcess::Freeze() {
 
 void RedisProcess::Thaw() { kill(pid_, SIGCONT); }
 
+bool RedisProcess::Command(const std::string& command) const { return Answers(port_, command); }
+
 bool RedisProcess::Restart() {
   Kill();
   return Launch();
@@ -82,7 +84,7 @@ bool RedisProcess::Launch() {
       pid_ = -1;
       return false;
     }
-    if (Answers(port_)) return true;
+    if (Answers(port_, "PING")) return true;
     absl::SleepFor(kPoll);
   }
   Kill();

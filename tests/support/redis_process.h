@@ -27,6 +27,8 @@ class RedisProcess {
   // it go on.
   void Freeze();
   void Thaw();
+  // Sends a command, its words apart by spaces; whether the answer is OK.
+  bool Command(const std::string& command) const;
   // Starts it again on the same port and data (an append-only file that is written at once).
   bool Restart();
 

@@ -48,6 +48,7 @@ class RedisStoreTest : public testing::Test {
   std::unique_ptr<SessionTable> MakeTable(std::unique_ptr<SessionStore> store) {
     SessionTable::Options options;
     options.sweep_interval = absl::InfiniteDuration();
+    options.store_health.interval = absl::InfiniteDuration();
     return std::make_unique<SessionTable>(options, std::move(store), metrics_.get());
   }
   static absl::Status RunTurn(SessionTable* table, const SessionName& name, int64_t tokens) {
@@ -125,6 +126,22 @@ TEST_F(RedisStoreTest, AChangeThatArrivesAfterItsCallerGaveUpIsNotMade) {
     again = held_store->Commit(change);
   } while (absl::IsUnavailable(again));
   EXPECT_THAT(again, IsOk());
+}
+
+// What reads and takes no changes: a replica that was not promoted, a server out of memory.
+TEST_F(RedisStoreTest, AProbeFindsAServerThatCannotBeWrittenTo) {
+  const auto store = MakeStore();
+  EXPECT_THAT(store->Probe(100'000), IsOk());
+  ASSERT_TRUE(redis_->Command("CONFIG SET maxmemory 1"));
+  EXPECT_THAT(store->Read(name_), StatusIs(absl::StatusCode::kNotFound, _));
+  EXPECT_THAT(store->Probe(4096), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("OOM")));
+  ASSERT_TRUE(redis_->Command("CONFIG SET maxmemory 0"));
+  EXPECT_THAT(store->Probe(4096), IsOk());
+  ASSERT_TRUE(redis_->Command("REPLICAOF 127.0.0.1 1"));
+  EXPECT_THAT(store->Read(name_), StatusIs(absl::StatusCode::kNotFound, _));
+  EXPECT_THAT(store->Probe(4096), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("READONLY")));
+  ASSERT_TRUE(redis_->Command("REPLICAOF NO ONE"));
+  EXPECT_THAT(store->Probe(4096), IsOk());
 }
 
 TEST_F(RedisStoreTest, AChangeThatIsSentTwiceIsMadeOnce) {

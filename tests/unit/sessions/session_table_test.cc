@@ -51,6 +51,7 @@ class BreakableStore final : public SessionStore {
   absl::StatusOr<int64_t> RemoveExpired(int64_t limit) override {
     return store_->RemoveExpired(limit);
   }
+  absl::Status Probe(int64_t bytes) override { return store_->Probe(bytes); }
 
   int checkpoint_reads() const { return checkpoint_reads_; }
 
@@ -68,6 +69,7 @@ class SessionTableTest : public testing::Test {
     table_.reset();
     options.clock = &clock_;
     options.sweep_interval = absl::InfiniteDuration();
+    options.store_health.interval = absl::InfiniteDuration();
     auto store = std::make_unique<BreakableStore>(
         MakeMemoryStore({.max_bytes = 1 << 20, .clock = &clock_}), &fault_);
     store_ = store.get();
