@@ -168,9 +168,10 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
     out.prompt.insert(out.prompt.end(), ids.begin(), ids.end());
   }
   if (out.prompt.empty()) {
-    return InvalidField("input",
-                        "the context ended with a stop or end-of-sequence token, so there is no "
-                        "token left to go on from: give text or token_ids");
+    return InvalidField(
+        "input",
+        "the last turn was ended by a stop string, a stop or an end-of-sequence token, "
+        "so there is no token left to go on from: give text or token_ids");
   }
   const v1::SamplingOptions& sampling = request.sampling();
   out.sampling.temperature =

@@ -109,6 +109,8 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     request->caller = call_.caller();
     const bool starts_text = (turn == nullptr || turn->start().token_count == 0) &&
                              StartsText(engine->tokenizer(), request->prompt);
+    const bool continues = turn != nullptr && turn->start().context_tokens() > 0;
+    const size_t pending_tokens = turn == nullptr ? 0 : turn->start().pending.size();
     const v1::ResponseOptions& response = request_->response();
     const GenerationStream::Options options = {.request_id = request->request_id,
                                                .seed = request->sampling.seed,
@@ -117,16 +119,20 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
                                                .cumulative_logprob = request_->has_best_of(),
                                                .prompt_logprobs = response.prompt_logprobs(),
                                                .echo = response.echo(),
+                                               .input_begin = pending_tokens,
+                                               .input_starts_text = !continues,
                                                .starts_text = starts_text,
                                                .text = ToTextOptions(request_->stopping())};
+    std::shared_ptr<TextStop> stop;
     if (options.text.stop_strings != nullptr) {
-      request->stop_condition =
+      stop =
           std::make_shared<TextStop>(OutputText(&engine->tokenizer(), starts_text, options.text));
+      request->stop_condition = stop;
     }
     EventWriter* const self = this;
     if (made > 1) {
       // The state is all that is needed of the turn: no session, and none to return.
-      if (turn != nullptr) turn->Attach(&*request);
+      if (turn != nullptr) turn->Attach(&*request, nullptr);
       turn.reset();
       const auto best =
           made > candidates ? std::make_shared<BestOf>(made, candidates, self) : nullptr;
@@ -144,7 +150,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     EventWriter* writer = self;
     Turn* const attached = turn.get();
     if (turn != nullptr) {
-      turn->Attach(&*request);
+      turn->Attach(&*request, stop);
       turn_writer_ = std::make_unique<TurnWriter>(call_.env(), std::move(turn), self);
       writer = turn_writer_.get();
     }

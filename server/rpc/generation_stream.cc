@@ -24,7 +24,8 @@ GenerationStream::GenerationStream(Options options, Engine* engine,
                   ? std::vector<int32_t>(prompt.begin(), prompt.end())
                   : std::vector<int32_t>()),
       started_sent_(!options_.announce),
-      prompt_decoder_(&engine->tokenizer(), /*starts_text=*/true),
+      prompt_sent_(std::min(options_.input_begin, prompt_.size())),
+      prompt_decoder_(&engine->tokenizer(), options_.input_starts_text),
       text_(&engine->tokenizer(), options_.starts_text, options_.text) {}
 
 void GenerationStream::Start(const std::shared_ptr<GenerationStream>& self,

@@ -63,6 +63,8 @@ class GenerationStream final : public GenerationSink, public EventSource {
     // What is sent of the prompt before the first token.
     bool prompt_logprobs = false;  // as the request
     bool echo = false;
+    size_t input_begin = 0;  // tokens in front of the input, which the context left to be fed
+    bool input_starts_text = true;
     bool starts_text = true;  // the output is the start of all text
     bool announce = true;     // send `started`
     uint32_t candidate = 0;
@@ -125,8 +127,8 @@ class GenerationStream final : public GenerationSink, public EventSource {
   // members below and the writer.
   bool busy_ ABSL_GUARDED_BY(mu_) = false;
 
-  bool started_sent_;       // or not to be sent
-  size_t prompt_sent_ = 0;  // tokens of prompt_
+  bool started_sent_;   // or not to be sent
+  size_t prompt_sent_;  // tokens of prompt_, with those before the input
   StreamDecoder prompt_decoder_;
   OutputText text_;
   std::vector<SampledToken> in_flight_;

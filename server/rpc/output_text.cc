@@ -1,12 +1,15 @@
 #include "server/rpc/output_text.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace mmfree {
 
 OutputText::OutputText(const Tokenizer* tokenizer, bool starts_text, Options options)
-    : options_(std::move(options)), decoder_(tokenizer, starts_text) {}
+    : options_(std::move(options)), decoder_(tokenizer, starts_text) {
+  AddBoundary();
+}
 
 std::string OutputText::Append(int32_t token) {
   if (matched_ != nullptr) return "";
@@ -20,21 +23,52 @@ std::string OutputText::Append(int32_t token) {
     const int32_t match = strings.match(node_);
     if (match < 0 || tokens_ < options_.min_tokens) continue;
     matched_ = &strings.string(match);
-    held_back_.append(text, 0, i + 1);
-    if (!options_.include_stop) held_back_.resize(held_back_.size() - matched_->size());
-    return std::exchange(held_back_, "");
+    tail_.append(text, 0, i + 1);
+    if (i + 1 == text.size()) AddBoundary();
+    if (!options_.include_stop) tail_.resize(tail_.size() - matched_->size());
+    return Show(tail_.size());
   }
-  held_back_ += text;
+  tail_ += text;
   // Whole characters: the strings are valid UTF-8, and so is what they may begin in.
-  const size_t shown = held_back_.size() - strings.pending(node_);
-  text = held_back_.substr(0, shown);
-  held_back_.erase(0, shown);
+  text = Show(tail_.size() - strings.pending(node_));
+  Settle();
   return text;
 }
 
 std::string OutputText::Finish() {
   if (matched_ != nullptr) return "";
-  return std::exchange(held_back_, "") + decoder_.Finish();
+  return Show(tail_.size()) + decoder_.Finish();
+}
+
+OutputText::Kept OutputText::kept() const {
+  const auto after =
+      std::find_if(boundaries_.begin() + 1, boundaries_.end(),
+                   [this](const Boundary& boundary) { return boundary.text > tail_.size(); });
+  const Boundary& last = *std::prev(after);
+  return {last.tokens, tail_.substr(last.text), last.drops_leading_space};
+}
+
+std::string OutputText::Show(size_t end) {
+  std::string text = tail_.substr(shown_, end - shown_);
+  shown_ = end;
+  return text;
+}
+
+void OutputText::Settle() {
+  AddBoundary();
+  const auto open =
+      std::find_if(boundaries_.begin() + 1, boundaries_.end(),
+                   [this](const Boundary& boundary) { return boundary.text > shown_; });
+  boundaries_.erase(boundaries_.begin(), std::prev(open));
+  const size_t settled = boundaries_.front().text;
+  tail_.erase(0, settled);
+  shown_ -= settled;
+  for (Boundary& boundary : boundaries_) boundary.text -= settled;
+}
+
+void OutputText::AddBoundary() {
+  if (decoder_.unfinished()) return;
+  boundaries_.push_back({tokens_, tail_.size(), decoder_.drops_leading_space()});
 }
 
 bool StartsText(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -37,12 +38,41 @@ class OutputText {
   // The stop string that ended the text; null while none has.
   const std::string* matched() const { return matched_; }
 
+  // How many of the first tokens end within what was shown, and at the end of a character: they
+  // stay whatever comes. 0 without stop strings.
+  int64_t settled_tokens() const { return boundaries_.front().tokens; }
+
+  // The whole text as tokens: so many of the first ones, and then `rest`, the shown part of those
+  // that the cut goes through.
+  struct Kept {
+    int64_t tokens = 0;
+    std::string rest;
+    bool drops_leading_space = false;  // as StreamDecoder does at this place
+  };
+  // Once a stop string has matched.
+  Kept kept() const;
+
  private:
+  // A place between two tokens and between two characters.
+  struct Boundary {
+    int64_t tokens = 0;
+    size_t text = 0;  // bytes of tail_ before it
+    bool drops_leading_space = false;
+  };
+
+  // The next part of tail_, up to `end`.
+  std::string Show(size_t end);
+  // Notes the place after the last token, if it is one, and forgets what is settled.
+  void Settle();
+  void AddBoundary();
+
   const Options options_;
   StreamDecoder decoder_;
   int64_t tokens_ = 0;
   StopStrings::Node node_ = StopStrings::kStart;
-  std::string held_back_;
+  std::string tail_;                      // the text since the settled boundary
+  size_t shown_ = 0;                      // bytes of it that were shown; the rest is held back
+  std::vector<Boundary> boundaries_;      // the settled one, and those after it
   const std::string* matched_ = nullptr;  // in options_.stop_strings
 };
 
@@ -55,9 +85,13 @@ class TextStop final : public StopCondition {
     text_.Append(token);
     return text_.matched() != nullptr;
   }
+  int64_t settled() const override { return text_.settled_tokens(); }
   std::unique_ptr<StopCondition> Clone() const override {
     return std::make_unique<TextStop>(*this);
   }
+
+  // Once the request has ended.
+  const OutputText& text() const { return text_; }
 
  private:
   OutputText text_;

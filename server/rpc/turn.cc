@@ -29,11 +29,12 @@ SessionState NextState(const SessionState& start, absl::Span<const int32_t> prom
   std::vector<int32_t>& last = next.last_tokens;
   const std::vector<int32_t>& emitted = final_state->emitted;
   last.assign(emitted.begin(), emitted.end());
-  if (last.size() < kMaxLastTokens) {
-    const size_t from_prompt = std::min(prompt.size(), kMaxLastTokens - last.size() + 1);
+  const size_t wanted = kMaxLastTokens + next.pending.size();
+  if (last.size() < wanted) {
+    const size_t from_prompt = std::min(prompt.size(), wanted - last.size());
     last.insert(last.begin(), prompt.end() - static_cast<ptrdiff_t>(from_prompt), prompt.end());
   }
-  last.resize(last.size() - next.pending.size());
+  last.resize(last.size() - std::min(last.size(), next.pending.size()));
   if (last.size() < kMaxLastTokens) {
     const size_t before = std::min(start.last_tokens.size(), kMaxLastTokens - last.size());
     last.insert(last.begin(), start.last_tokens.end() - static_cast<ptrdiff_t>(before),
@@ -86,7 +87,8 @@ absl::Status Turn::BeginState() {
   return absl::OkStatus();
 }
 
-void Turn::Attach(GenerationRequest* request) {
+void Turn::Attach(GenerationRequest* request, std::shared_ptr<const TextStop> stop) {
+  stop_ = std::move(stop);
   prompt_ = request->prompt;
   final_state_ = std::make_shared<FinalState>();
   request->final_state = final_state_;
@@ -100,9 +102,28 @@ void Turn::OnDelete(std::function<void()> callback) {
   if (turn_ != nullptr) turn_->OnDelete(std::move(callback));
 }
 
+// The tokens that the cut goes through are replaced by those of the part that is left, so that the
+// context is what its reader saw, to the byte.
+absl::Status Turn::Cut(std::vector<int32_t>* pending) const {
+  const OutputText::Kept kept = stop_->text().kept();
+  const int64_t held_from = final_state_->fed - static_cast<int64_t>(prompt_.size());
+  pending->resize(static_cast<size_t>(kept.tokens - held_from));
+  if (kept.rest.empty()) return absl::OkStatus();
+  // Where decoding drops the space of a dummy prefix there has to be one.
+  MMFREE_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> rest,
+      engine_->tokenizer().Encode(absl::StrCat(kept.drops_leading_space ? " " : "", kept.rest),
+                                  {.bos = false, .continuation = true}));
+  pending->insert(pending->end(), rest.begin(), rest.end());
+  return absl::OkStatus();
+}
+
 absl::Status Turn::Finish(v1::GenerationFinished* finished) {
   SessionState next = NextState(start_, prompt_, final_state_.get());
   ++next.turn;
+  if (finished->finish_reason() == v1::FINISH_REASON_STOP_STRING) {
+    MMFREE_RETURN_IF_ERROR(Cut(&next.pending));
+  }
   if (request_.response().return_state()) {
     *finished->mutable_state() = EncodeCheckpoint(next, engine_->model().digest(),
                                                   request_.response().state_dtype(), KeyOf(env_));

@@ -14,6 +14,7 @@
 #include "server/engine/engine.h"
 #include "server/rpc/environment.h"
 #include "server/rpc/generation_stream.h"
+#include "server/rpc/output_text.h"
 #include "server/scheduler/request.h"
 #include "server/sessions/session.h"
 #include "server/sessions/session_table.h"
@@ -23,7 +24,8 @@ namespace mmfree {
 // What a state of this engine's model must fit.
 ModelShape ShapeOf(const Engine& engine);
 
-// The context after `start`, what was fed and what `final_state` says. Takes its state.
+// The context after `start`, what was fed and what `final_state` says, all of its pending tokens
+// included. Takes its state.
 SessionState NextState(const SessionState& start, absl::Span<const int32_t> prompt,
                        FinalState* final_state);
 
@@ -44,7 +46,8 @@ class Turn {
   const SessionState& start() const { return start_; }
 
   // Makes `request`, whose prompt starts with start()'s pending tokens, go on from the state.
-  void Attach(GenerationRequest* request);
+  // `stop` is its stop condition, null without one.
+  void Attach(GenerationRequest* request, std::shared_ptr<const TextStop> stop);
 
   // Calls `callback` when the session is deleted during the turn.
   void OnDelete(std::function<void()> callback);
@@ -61,6 +64,8 @@ class Turn {
 
   absl::Status BeginSession(const std::string& caller);
   absl::Status BeginState();
+  // Leaves of the pending tokens what is part of the text that a stop string cut.
+  absl::Status Cut(std::vector<int32_t>* pending) const;
 
   const RpcEnvironment& env_;
   const v1::GenerateRequest& request_;
@@ -69,6 +74,7 @@ class Turn {
   SessionState start_;
   std::vector<int32_t> prompt_;
   std::shared_ptr<FinalState> final_state_;
+  std::shared_ptr<const TextStop> stop_;
 };
 
 // Finishes the turn between the generation's end and the last event, on the session threads.

@@ -90,14 +90,6 @@ void CheckTurn(const v1::GenerateRequest& request, Violations* violations) {
   if ((candidates != 1 || request.best_of() > 1) && request.response().return_state()) {
     violations->AddUnimplemented("response.return_state");
   }
-  if (request.stopping().stop_strings_size() > 0) {
-    violations->AddUnimplemented("stopping.stop_strings");
-  }
-  if (request.context_case() == v1::GenerateRequest::CONTEXT_NOT_SET) return;
-  if (request.response().echo()) violations->AddUnimplemented("response.echo");
-  if (request.response().prompt_logprobs()) {
-    violations->AddUnimplemented("response.prompt_logprobs");
-  }
 }
 
 void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& config,

@@ -34,6 +34,9 @@ class StopCondition {
   virtual ~StopCondition() = default;
   // The next token was emitted. True: the output is complete with it; not called again then.
   virtual bool Append(int32_t token) = 0;
+  // So many of the first tokens that were given are part of the context wherever in the others the
+  // output ends; it does not fall. Asked after each token of requests with a final_state.
+  virtual int64_t settled() const { return 0; }
   // One that goes on from here by itself.
   virtual std::unique_ptr<StopCondition> Clone() const = 0;
 };
@@ -41,10 +44,15 @@ class StopCondition {
 // Where a generation leaves its context, for a caller that goes on from it later. The context is
 // what came before, the prompt, and the emitted tokens.
 struct FinalState {
-  std::vector<float> state;      // [state_floats], after `fed` tokens
-  int64_t fed = 0;               // tokens of the prompt and then of the output that `state` has
-  std::vector<int32_t> pending;  // tokens of the context after those: at most one
-  std::vector<int32_t> emitted;  // the last kMaxFinalTokens emitted tokens, oldest first
+  std::vector<float> state;  // [state_floats], after `fed` tokens
+  int64_t fed = 0;           // tokens of the prompt and then of the output that `state` has
+  // Emitted tokens after those, or the prompt's last one: at most one, except with kStopString.
+  // Then it is all since a place that was settled, and the stop condition's owner knows how many of
+  // them are part of the context.
+  std::vector<int32_t> pending;
+  // The last emitted tokens, pending ones included, oldest first: kMaxFinalTokens that were fed,
+  // when there were so many.
+  std::vector<int32_t> emitted;
 };
 inline constexpr size_t kMaxFinalTokens = 1024;
 

@@ -132,6 +132,8 @@ class StepLoop {
   absl::Status InitializeSlot(RequestState* request);
   void CaptureState(RequestState* request);
   void ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending);
+  // Keeps the state that the context goes on from should its stop condition cut the output.
+  void HoldFinalState(RequestState* request);
   absl::Status CheckOutput() const;
   void HandleOutput(absl::Time now);
   void EmitRow(RequestState* request, const StepRow& row, absl::Span<const SampledToken> inner,

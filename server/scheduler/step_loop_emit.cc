@@ -10,8 +10,8 @@ namespace {
 
 // Appends, and now and then drops what is too old, so that a token costs a constant time.
 void Remember(int32_t token, std::vector<int32_t>* tokens) {
-  if (tokens->size() >= 2 * kMaxFinalTokens) {
-    tokens->erase(tokens->begin(), tokens->end() - kMaxFinalTokens);
+  if (tokens->size() >= 4 * kMaxFinalTokens) {
+    tokens->erase(tokens->begin(), tokens->end() - 2 * kMaxFinalTokens);
   }
   tokens->push_back(token);
 }
@@ -118,7 +118,12 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
     ++inter_token_count_;
     request->latest_token = now;
   }
-  if (request->stop_condition != nullptr && request->stop_condition->Append(token.token)) {
+  const bool stops =
+      request->stop_condition != nullptr && request->stop_condition->Append(token.token);
+  if (request->stop_condition != nullptr && request->final_state != nullptr) {
+    HoldFinalState(request);
+  }
+  if (stops) {
     FinishGeneration(request, FinishReason::kStopString, -1, now);
     return;
   }

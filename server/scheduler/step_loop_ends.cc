@@ -35,8 +35,9 @@ void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int3
   // without the last emitted one, which was not fed.
   if (request->final_state != nullptr) {
     FinalState& final_state = *request->final_state;
-    if (request->max_new_tokens > 0) {
-      const bool pending = reason == FinishReason::kLength || reason == FinishReason::kStopString;
+    // With kStopString it was read where the output was last open (HoldFinalState).
+    if (request->max_new_tokens > 0 && reason != FinishReason::kStopString) {
+      const bool pending = reason == FinishReason::kLength;
       ReadFinalState(request, request->prompt_tokens + request->emitted - (pending ? 1 : 0),
                      pending ? std::vector<int32_t>{request->last_token} : std::vector<int32_t>());
     }
@@ -44,9 +45,10 @@ void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int3
       Fail(request, absl::InternalError("the state could not be read from the device"), now);
       return;
     }
-    if (final_state.emitted.size() > kMaxFinalTokens) {
+    const size_t kept = kMaxFinalTokens + final_state.pending.size();
+    if (final_state.emitted.size() > kept) {
       final_state.emitted.erase(final_state.emitted.begin(),
-                                final_state.emitted.end() - kMaxFinalTokens);
+                                final_state.emitted.end() - static_cast<ptrdiff_t>(kept));
     }
   }
   if (MayEndEarly(*request) && request->max_new_tokens > 0) {

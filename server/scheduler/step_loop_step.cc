@@ -98,6 +98,17 @@ void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<in
   out.pending = std::move(pending);
 }
 
+void StepLoop::HoldFinalState(RequestState* request) {
+  FinalState& out = *request->final_state;
+  const int64_t settled = request->stop_condition->settled();
+  // The slot is at the state before the last emitted token, which is where the output is open from
+  // unless it was before.
+  if (settled == request->emitted - 1) {
+    ReadFinalState(request, request->prompt_tokens + settled, {});
+  }
+  if (settled < request->emitted) out.pending.push_back(request->last_token);
+}
+
 // Feeds the planned rows.
 absl::Status StepLoop::TryStep(absl::Time start) {
   MMFREE_RETURN_IF_ERROR(MoveStates(start));

@@ -62,7 +62,9 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
     state->prompt_sampler =
         std::make_unique<RequestSampler>(options, options_.vocab_size, absl::Span<const int32_t>());
   }
-  if (request.speculative_tokens > 0 && backend_->info().inner_samples) {
+  // A slot that is ahead by several tokens on trial has no state between them to hold.
+  const bool holds_states = state->final_state != nullptr && state->stop_condition != nullptr;
+  if (request.speculative_tokens > 0 && backend_->info().inner_samples && !holds_states) {
     std::vector<int32_t> context = std::move(request.lookup_context);
     context.insert(context.end(), state->tokens.begin(), state->tokens.end());
     state->speculation =

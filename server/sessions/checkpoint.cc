@@ -20,7 +20,8 @@ namespace {
 // Payloads are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
-constexpr int kMaxPending = 1;
+// More than the tokens that a stop string can go through.
+constexpr int kMaxPending = 1 << 16;
 // Counts above it are no counts: what is added to them in a session's life must not overflow.
 constexpr int64_t kMaxCount = int64_t{1} << 62;
 

@@ -34,7 +34,7 @@ inline constexpr size_t kMaxLastTokens = 1024;
 struct SessionState {
   std::vector<float> state;          // [num_layers, hidden_size]; empty: nothing was fed
   int64_t token_count = 0;           // tokens fed: the position of the next one
-  std::vector<int32_t> pending;      // tokens of the context that are not fed yet; at most one
+  std::vector<int32_t> pending;      // tokens of the context that are not fed yet; few
   std::vector<int32_t> last_tokens;  // the last ones fed, oldest first; at most kMaxLastTokens
   uint64_t turn = 0;                 // committed turns
 

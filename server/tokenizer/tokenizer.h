@@ -77,6 +77,11 @@ class StreamDecoder {
   // What is left at the end: an unfinished character becomes U+FFFD.
   std::string Finish();
 
+  // Whether bytes of an unfinished character wait.
+  bool unfinished() const { return utf8_.unfinished(); }
+  // Whether the next visible token loses the space of the dummy prefix.
+  bool drops_leading_space() const { return drop_leading_space_; }
+
  private:
   const Tokenizer* tokenizer_;
   bool first_ = true;        // no token yet

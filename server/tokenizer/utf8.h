@@ -25,6 +25,9 @@ class Utf8Decoder {
   // Appends U+FFFD for an unfinished character, if there is one. The decoder is then as new.
   void Finish(std::string* out);
 
+  // Whether bytes of an unfinished character wait.
+  bool unfinished() const { return pending_size_ > 0; }
+
  private:
   char pending_[3];           // first bytes of an unfinished character
   uint8_t pending_size_ = 0;  // how many

@@ -85,6 +85,85 @@ TEST(OutputTextTest, ShowsExactlyTheTextBeforeTheStopStringAndNeverMoreOnTheWay)
   EXPECT_LT(matches, 500);
 }
 
+// Tokens of one to three bytes, whatever characters they go through.
+class ChunkTokenizer final : public Tokenizer {
+ public:
+  // The ids of `text` cut at random, each new.
+  std::vector<int32_t> Cut(const std::string& text, std::mt19937* random) {
+    std::vector<int32_t> ids;
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t size = 1 + (*random)() % 3;
+      ids.push_back(static_cast<int32_t>(bytes_.size()));
+      bytes_.push_back(text.substr(begin, size));
+      begin += size;
+    }
+    return ids;
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view,
+                                              const EncodeOptions&) const override {
+    return std::vector<int32_t>();
+  }
+  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool) const override {
+    std::string text;
+    for (const int32_t id : ids) text += bytes_[static_cast<size_t>(id)];
+    return text;
+  }
+  absl::string_view TokenBytes(int32_t id) const override {
+    return bytes_[static_cast<size_t>(id)];
+  }
+  absl::string_view Piece(int32_t id) const override { return TokenBytes(id); }
+  int32_t bos_id() const override { return -1; }
+  int32_t eos_id() const override { return -1; }
+  int32_t size() const override { return static_cast<int32_t>(bytes_.size()); }
+
+ private:
+  std::vector<std::string> bytes_;
+};
+
+TEST(OutputTextTest, KeptTokensAndTheRestAreTheShownTextAndSettledOnesAreAmongThem) {
+  std::mt19937 random(3);
+  const std::vector<std::string> letters = {"a", "b", "\u00e9", "\U0001F600"};
+  const auto random_text = [&](size_t size) {
+    std::string text;
+    for (size_t i = 0; i < size; ++i) text += letters[random() % letters.size()];
+    return text;
+  };
+  int with_rest = 0;
+  for (int round = 0; round < 1000; ++round) {
+    ChunkTokenizer tokenizer;
+    OutputText::Options options;
+    options.stop_strings = std::make_shared<const StopStrings>(
+        std::vector<std::string>{random_text(3), random_text(1 + random() % 4)});
+    options.include_stop = random() % 2 == 0;
+    const std::vector<int32_t> tokens = tokenizer.Cut(random_text(40), &random);
+    const auto text_of_first = [&](int64_t count) {
+      const absl::Span<const int32_t> all = tokens;
+      return *tokenizer.Decode(all.first(static_cast<size_t>(count)), false);
+    };
+    OutputText text(&tokenizer, false, options);
+    std::string shown;
+    std::vector<int64_t> settled;
+    for (const int32_t token : tokens) {
+      shown += text.Append(token);
+      if (text.matched() != nullptr) break;
+      const int64_t now = text.settled_tokens();
+      EXPECT_GE(now, settled.empty() ? 0 : settled.back());
+      settled.push_back(now);
+      // Nothing is settled that was not shown.
+      EXPECT_TRUE(absl::StartsWith(shown, text_of_first(now)));
+    }
+    if (text.matched() == nullptr) continue;
+    const OutputText::Kept kept = text.kept();
+    EXPECT_EQ(text_of_first(kept.tokens) + kept.rest, shown);
+    // The last token is never settled before it is known that it ends the output.
+    EXPECT_LE(text.settled_tokens(), static_cast<int64_t>(settled.size()));
+    EXPECT_GE(kept.tokens, text.settled_tokens());
+    if (!kept.rest.empty()) ++with_rest;
+  }
+  EXPECT_GT(with_rest, 100);
+}
+
 TEST(OutputTextTest, ACopyGoesOnByItself) {
   const FakeTokenizer tokenizer;
   OutputText::Options options;

@@ -194,21 +194,6 @@ TEST_P(GenerateUnimplemented, IsRefusedByNameAndNotIgnored) {
 
 INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
                          testing::ValuesIn(std::vector<Case>{
-                             {"stopping.stop_strings",
-                              [](R* r) {
-                                r->set_session_id("s");
-                                r->mutable_stopping()->add_stop_strings("x");
-                              }},
-                             {"response.echo",
-                              [](R* r) {
-                                r->set_session_id("s");
-                                r->mutable_response()->set_echo(true);
-                              }},
-                             {"response.prompt_logprobs",
-                              [](R* r) {
-                                r->set_session_id("s");
-                                r->mutable_response()->set_prompt_logprobs(true);
-                              }},
                              {"response.return_state",
                               [](R* r) {
                                 r->set_candidates(2);
@@ -293,8 +278,7 @@ TEST(ValidateGenerate, NamesTheLimitThatIsExceeded) {
 
 TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
   v1::GenerateRequest request = ValidRequest();
-  request.mutable_state();
-  request.mutable_response()->set_echo(true);  // only unimplemented
+  request.mutable_response()->set_return_state(true);  // only unimplemented with candidates
   request.mutable_sampling()->set_temperature(-1.0f);
   request.mutable_sampling()->set_top_p(2.0f);
   request.set_candidates(0);

@@ -1,6 +1,7 @@
 // States that leave the step loop and come back.
 #include <functional>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -72,6 +73,76 @@ TEST_F(StepLoopStateTest, AfterAnEndTokenNothingIsPendingAndTheEndIsNoPartOfTheC
   EXPECT_EQ(final_state->emitted, sink->ids());
 }
 
+// Settles tokens late and at random, and ends the output after so many.
+class LateStop final : public StopCondition {
+ public:
+  LateStop(int tokens, uint32_t seed) : tokens_(tokens), random_(seed) {}
+  bool Append(int32_t) override {
+    ++seen_;
+    if (seen_ == tokens_) return true;
+    if (random_() % 3 == 0) settled_ += static_cast<int64_t>(random_() % (seen_ - settled_ + 1));
+    return false;
+  }
+  int64_t settled() const override { return settled_; }
+  std::unique_ptr<StopCondition> Clone() const override {
+    return std::make_unique<LateStop>(*this);
+  }
+
+ private:
+  const int tokens_;
+  int64_t seen_ = 0;
+  int64_t settled_ = 0;
+  std::mt19937 random_;
+};
+
+// Whatever of the open tokens is part of the context, a turn can go on from there.
+TEST_F(StepLoopStateTest, AStopConditionLeavesTheStateBeforeTheOpenTokens) {
+  Start();
+  std::mt19937 random(1);
+  int open = 0;
+  for (uint32_t round = 0; round < 60; ++round) {
+    const int tokens = 1 + static_cast<int>(random() % 30);
+    const std::vector<int32_t> prompt = Prompt(1 + static_cast<int>(random() % 9));
+    GenerationRequest request = Generation(prompt, 40);
+    request.eos_token_ids.clear();
+    request.speculative_tokens = 4;
+    const auto stop = std::make_shared<LateStop>(tokens, round);
+    request.stop_condition = stop;
+    const auto final_state = std::make_shared<FinalState>();
+    request.final_state = final_state;
+    auto sink = std::make_shared<CollectingSink>();
+    MustSubmit(std::move(request), sink);
+    ASSERT_TRUE(sink->WaitForEnd().ok());
+    std::vector<int32_t> context = prompt;
+    const std::vector<int32_t> emitted = sink->ids();
+    ASSERT_EQ(emitted.size(), static_cast<size_t>(tokens));
+    context.insert(context.end(), emitted.begin(), emitted.end());
+    ASSERT_LE(final_state->fed, static_cast<int64_t>(prompt.size()) + stop->settled());
+    ASSERT_EQ(final_state->pending,
+              std::vector<int32_t>(context.begin() + final_state->fed, context.end()));
+    ASSERT_FALSE(final_state->pending.empty());
+    // Going on from some of them is what going on from that context is.
+    const size_t kept =
+        static_cast<size_t>(final_state->fed) + 1 + random() % final_state->pending.size();
+    context.resize(kept);
+    GenerationRequest next = Generation({}, 5);
+    next.eos_token_ids.clear();
+    next.prompt.assign(context.begin() + final_state->fed, context.end());
+    next.first_position = static_cast<uint64_t>(final_state->fed);
+    next.initial_state = std::make_shared<const std::vector<float>>(final_state->state);
+    sink = std::make_shared<CollectingSink>();
+    MustSubmit(std::move(next), sink);
+    ASSERT_TRUE(sink->WaitForEnd().ok());
+    std::vector<int32_t> expected;
+    for (const SampledToken& token : device_->Expected(context, Generation({}, 5).sampling, 5)) {
+      expected.push_back(token.token);
+    }
+    EXPECT_EQ(sink->ids(), expected);
+    open += final_state->pending.size() > 1;
+  }
+  EXPECT_GT(open, 20);
+}
+
 TEST_F(StepLoopStateTest, RemembersTheLastEmittedTokensOnly) {
   Start();
   GenerationRequest request = Generation(Prompt(4), 5000);
@@ -82,7 +153,8 @@ TEST_F(StepLoopStateTest, RemembersTheLastEmittedTokensOnly) {
   MustSubmit(std::move(request), sink);
   ASSERT_TRUE(sink->WaitForEnd().ok());
   const std::vector<int32_t> ids = sink->ids();
-  EXPECT_EQ(final_state->emitted, std::vector<int32_t>(ids.end() - kMaxFinalTokens, ids.end()));
+  // The last one is pending.
+  EXPECT_EQ(final_state->emitted, std::vector<int32_t>(ids.end() - kMaxFinalTokens - 1, ids.end()));
 }
 
 }  // namespace

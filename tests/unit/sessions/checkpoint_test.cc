@@ -144,7 +144,8 @@ TEST(Checkpoint, AWellChecksummedLieIsDataLoss) {
          "token counts");
   expect(Forged([](Body* b) { b->set_turn(std::numeric_limits<uint64_t>::max()); }),
          "token counts");
-  expect(Forged([](Body* b) { b->add_pending_token_ids(1); }), "token counts");
+  expect(Forged([](Body* b) { b->mutable_pending_token_ids()->Resize(100'000, 1); }),
+         "token counts");
   expect(Forged([](Body* b) { b->set_pending_token_ids(0, 100); }), "pending_token_ids");
   expect(Forged([](Body* b) { b->set_last_token_ids(2, -1); }), "last_token_ids");
   expect(Forged([](Body* b) { b->set_dtype(static_cast<v1::StateDtype>(9)); }), "dtype");
