@@ -1,5 +1,6 @@
 #include "server/sampling/constraint.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,6 +33,7 @@ CompiledConstraint::CompiledConstraint(const Grammar& grammar, Vocabulary vocabu
     : vocabulary_(std::move(vocabulary)), machine_(grammar) {
   absl::MutexLock lock(&mutex_);
   start_ = machine_.start();
+  CountBytes();
 }
 
 TokenMask CompiledConstraint::Walk(State state, const TokenTrie& trie) {
@@ -61,7 +63,10 @@ std::shared_ptr<const TokenMask> CompiledConstraint::Mask(State state, bool firs
   const auto it = masks_.find({state, first});
   if (it != masks_.end()) return it->second;
   if (masks_.size() >= kMaxMasks) masks_.clear();
+  const int64_t refusals = machine_.refusals();
   auto mask = std::make_shared<const TokenMask>(Walk(state, trie(first)));
+  CountBytes();
+  if (machine_.refusals() != refusals) return nullptr;
   masks_.emplace(std::make_pair(state, first), mask);
   return mask;
 }
@@ -74,6 +79,11 @@ CompiledConstraint::State CompiledConstraint::Advance(State state, int32_t token
   return state;
 }
 
+void CompiledConstraint::CountBytes() {
+  const auto mask_bytes = static_cast<size_t>(vocabulary_.running->vocab_size()) / 8;
+  bytes_.store(machine_.bytes() + masks_.size() * mask_bytes, std::memory_order_relaxed);
+}
+
 bool CompiledConstraint::accepting(State state) const {
   absl::MutexLock lock(&mutex_);
   return machine_.accepting(state);
@@ -81,7 +91,7 @@ bool CompiledConstraint::accepting(State state) const {
 
 bool CompiledConstraint::large() const {
   absl::MutexLock lock(&mutex_);
-  return machine_.bytes() > GrammarMachine::kMaxBytes / 4;
+  return machine_.refusals() > 0 || machine_.bytes() > GrammarMachine::kMaxBytes / 4;
 }
 
 std::shared_ptr<CompiledConstraint> ConstraintCache::Find(const std::string& key) {
@@ -113,7 +123,10 @@ absl::StatusOr<std::shared_ptr<CompiledConstraint>> ConstraintCache::Compile(
   }
   entries_.push_front({key, constraint});
   by_key_[key] = entries_.begin();
-  if (entries_.size() > kMaxEntries) {
+  size_t bytes = 0;
+  for (const Entry& entry : entries_) bytes += entry.constraint->bytes();
+  while (entries_.size() > 1 && (entries_.size() > kMaxEntries || bytes > max_bytes_)) {
+    bytes -= std::min(bytes, entries_.back().constraint->bytes());  // it may have grown meanwhile
     by_key_.erase(entries_.back().key);
     entries_.pop_back();
   }

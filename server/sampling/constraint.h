@@ -2,6 +2,7 @@
 #ifndef MMFREE_SERVER_SAMPLING_CONSTRAINT_H_
 #define MMFREE_SERVER_SAMPLING_CONSTRAINT_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -39,18 +40,23 @@ class CompiledConstraint {
   State start() const { return start_; }
   // Tokens after which what was read still begins a sentence. `first`: it is the first of all text.
   // The first call for a state walks the vocabulary (up to milliseconds); later ones look it up.
+  // Null when the machine's bounds do not let it be known: what can follow never depends on which
+  // requests used the constraint before.
   std::shared_ptr<const TokenMask> Mask(State state, bool first);
   State Advance(State state, int32_t token, bool first);
   bool accepting(State state) const;
 
   // Whether it has grown so much that new requests should rather begin with an empty one.
   bool large() const;
+  // Bytes that it takes, roughly, as of the last new mask. Never waits.
+  size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
 
  private:
   const TokenTrie& trie(bool first) const {
     return first ? *vocabulary_.first : *vocabulary_.running;
   }
   TokenMask Walk(State state, const TokenTrie& trie) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CountBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Vocabulary vocabulary_;
   State start_;
@@ -58,6 +64,7 @@ class CompiledConstraint {
   GrammarMachine machine_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::pair<State, bool>, std::shared_ptr<const TokenMask>> masks_
       ABSL_GUARDED_BY(mutex_);
+  std::atomic<size_t> bytes_{0};
 };
 
 // Where one output is in its constraint. A copy goes on by itself. Not thread-safe.
@@ -67,6 +74,7 @@ class ConstraintCursor {
   ConstraintCursor(std::shared_ptr<CompiledConstraint> constraint, bool starts_text)
       : constraint_(std::move(constraint)), state_(constraint_->start()), first_(starts_text) {}
 
+  // Null: as CompiledConstraint::Mask.
   std::shared_ptr<const TokenMask> Mask() const { return constraint_->Mask(state_, first_); }
   // Whether what was appended does not begin a sentence.
   bool dead() const { return state_ == GrammarMachine::kDead; }
@@ -88,10 +96,12 @@ class ConstraintCache {
  public:
   enum class Kind : uint8_t { kRegex, kGrammar, kJsonSchema };
   static constexpr size_t kMaxEntries = 64;
+  static constexpr size_t kMaxBytes = size_t{256} << 20;
 
-  // `vocabulary` is called once, with the first constraint.
-  explicit ConstraintCache(std::function<Vocabulary()> vocabulary)
-      : make_vocabulary_(std::move(vocabulary)) {}
+  // `vocabulary` is called once, with the first constraint. `max_bytes`: of what is kept for later
+  // requests, when one is added.
+  explicit ConstraintCache(std::function<Vocabulary()> vocabulary, size_t max_bytes = kMaxBytes)
+      : make_vocabulary_(std::move(vocabulary)), max_bytes_(max_bytes) {}
 
   // INVALID_ARGUMENT: not a text of that kind, or nothing can match it. UNIMPLEMENTED: a part of it
   // that is not supported. Both say which part.
@@ -107,6 +117,7 @@ class ConstraintCache {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::function<Vocabulary()> make_vocabulary_;
+  const size_t max_bytes_;
   absl::Mutex mutex_;
   Vocabulary vocabulary_ ABSL_GUARDED_BY(mutex_);
   std::list<Entry> entries_ ABSL_GUARDED_BY(mutex_);  // used last first

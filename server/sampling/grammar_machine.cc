@@ -66,7 +66,11 @@ GrammarMachine::State GrammarMachine::Close(std::vector<Stack> stacks) {
     const Stack stack = stacks.back();
     stacks.pop_back();
     if (!seen.try_emplace(stack, true).second) continue;
-    if (seen.size() > kMaxStacks) return kDead;
+    ++work_;
+    if (seen.size() > kMaxStacks) {
+      ++refusals_;
+      return kDead;
+    }
     if (stack == kEmptyStack) {
       accepting = true;
       continue;
@@ -97,15 +101,19 @@ GrammarMachine::State GrammarMachine::Next(State state, unsigned char byte) {
   const size_t byte_class = class_of_[byte];
   const size_t index = static_cast<size_t>(state) * num_classes_ + byte_class;
   if (transitions_[index] != kUnknown) return transitions_[index];
-  if (bytes_ > kMaxBytes) return kDead;
+  if (bytes_ > kMaxBytes || work_ > kMaxWork) {
+    ++refusals_;
+    return kDead;
+  }
   std::vector<Stack> stacks;
   for (const Stack stack : states_[state].stacks) {
     const StackNode node = stacks_[stack];
     if (set_has_[~symbols_[node.position]][byte_class] == 0) continue;
     stacks.push_back(MakeStack(node.position + 1, node.rest));
   }
+  const int64_t refusals = refusals_;
   const State next = Close(std::move(stacks));
-  transitions_[index] = next;
+  if (refusals_ == refusals) transitions_[index] = next;
   return next;
 }
 

@@ -32,9 +32,13 @@ class GrammarMachine {
   // Whether what was read is a sentence.
   bool accepting(State state) const { return states_[state].accepting; }
 
-  // Bytes that the tables take, roughly. Next answers kDead to new bytes beyond kMaxBytes.
+  // Bytes that the tables take, roughly, and stacks looked at to make them. Beyond the bounds Next
+  // answers kDead to what it has not met before, and the machine is exhausted: how often is
+  // counted.
   size_t bytes() const { return bytes_; }
+  int64_t refusals() const { return refusals_; }
   static constexpr size_t kMaxBytes = size_t{64} << 20;
+  static constexpr size_t kMaxWork = size_t{8} << 20;  // some tenths of a second
 
  private:
   // What is to be read: the symbols from `position` on, then what `rest` says. Stack 0 is empty:
@@ -69,6 +73,8 @@ class GrammarMachine {
   std::vector<State> transitions_;  // [states][classes]; kUnknown: not computed
   absl::flat_hash_map<std::pair<std::vector<Stack>, bool>, State> state_ids_;
   size_t bytes_ = 0;
+  size_t work_ = 0;
+  int64_t refusals_ = 0;
   State start_ = kDead;
 };
 

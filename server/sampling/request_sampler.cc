@@ -138,7 +138,11 @@ void RequestSampler::Append(int32_t token) {
 
 TokenMask RequestSampler::Choices(const SamplingParams& params) const {
   TokenMask choices = rules_->allowed;
-  if (constraint_.has_value()) choices.Intersect(*constraint_->Mask());
+  if (constraint_.has_value()) {
+    const std::shared_ptr<const TokenMask> mask = constraint_->Mask();
+    if (mask == nullptr) return TokenMask(choices.size(), false);
+    choices.Intersect(*mask);
+  }
   const bool may_end = constraint_.has_value() && constraint_->complete();
   // An end token's own text is not what it is sampled for.
   for (const int32_t id : rules_->options.end_tokens) {

@@ -4,7 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -12,6 +14,8 @@
 #include "server/model/layout.h"
 #include "server/model/packed.h"
 #include "server/model/safetensors.h"
+#include "tests/fuzz/fuzz_target.h"
+#include "tests/support/safetensors_writer.h"
 
 namespace {
 
@@ -25,6 +29,15 @@ mmfree::ModelConfig SmallConfig() {
 }
 
 }  // namespace
+
+std::vector<std::string> mmfree::FuzzSeeds() {
+  SafetensorsWriter plain;
+  plain.Add("a", "F16", {2, 2}, "12345678");
+  plain.Add("b", "U8", {3}, "123");
+  SafetensorsWriter packed = plain;
+  packed.AddMetadata("mmfree_format", "1");
+  return {plain.Finish(), packed.Finish()};
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   // As aligned as a mapping is, or no packed model would be accepted; and exactly as long, so that

@@ -301,6 +301,76 @@ TEST(CompiledConstraintTest, AMaskHasExactlyTheTokensThatCanFollow) {
   }
 }
 
+// Ambiguous beyond use: every state is a thousand stacks, and every output leads to new ones.
+constexpr char kEndless[] = "([ab]?[bc]?[ac]?){1100}";
+
+TEST(CompiledConstraintTest, BeyondItsBoundsAMaskIsUnknownAndNeverLacksATokenInSilence) {
+  const Vocabulary vocabulary = TestVocabulary();
+  ConstraintCache used(TestVocabulary);
+  const auto constraint = used.Compile(ConstraintCache::Kind::kRegex, kEndless);
+  ASSERT_THAT(constraint, IsOk());
+  std::mt19937 random(7);
+  std::vector<int32_t> output;
+  for (int outputs = 0;; ++outputs) {
+    ASSERT_LT(outputs, 100) << "there is no bound";
+    ConstraintCursor cursor(*constraint, false);
+    output.clear();
+    while (output.size() < 300 && cursor.Mask() != nullptr) {
+      output.push_back(static_cast<int32_t>(3 + 'a' + random() % 3));
+      cursor.Append(output.back());
+      ASSERT_FALSE(cursor.dead());
+    }
+    if (cursor.Mask() == nullptr) break;
+  }
+  EXPECT_TRUE((*constraint)->large());
+  EXPECT_LE((*constraint)->bytes(), GrammarMachine::kMaxBytes * 9 / 8);
+  // Nothing is drawn there, and nothing is forgotten elsewhere.
+  RequestSampler::Options options;
+  options.constraint = *constraint;
+  RequestSampler sampler(options, vocabulary.running->vocab_size(), {});
+  for (const int32_t token : output) sampler.Append(token);
+  const std::vector<float> logits(static_cast<size_t>(vocabulary.running->vocab_size()), 0.0f);
+  EXPECT_EQ(sampler.Sample(logits, SamplingParams(), 0).token, -1);
+  ConstraintCursor start(*constraint, false);
+  ASSERT_NE(start.Mask(), nullptr);
+  // The next one to ask begins anew and gets as far.
+  const auto fresh = used.Compile(ConstraintCache::Kind::kRegex, kEndless);
+  ASSERT_THAT(fresh, IsOk());
+  EXPECT_NE(*fresh, *constraint);
+  ConstraintCursor cursor(*fresh, false);
+  for (const int32_t token : output) cursor.Append(token);
+  ASSERT_NE(cursor.Mask(), nullptr);
+  EXPECT_GE(cursor.Mask()->Count(), 3);
+}
+
+TEST(ConstraintCacheTest, WhatIsKeptIsBounded) {
+  constexpr size_t kBudget = size_t{4} << 20;
+  constexpr size_t kEach = size_t{1} << 20;
+  ConstraintCache cache(TestVocabulary, kBudget);
+  std::mt19937 random(8);
+  std::vector<std::weak_ptr<CompiledConstraint>> made;
+  for (int i = 0; i < 12; ++i) {
+    const auto constraint =
+        cache.Compile(ConstraintCache::Kind::kRegex, absl::StrCat("x{", i, "}", kEndless));
+    ASSERT_THAT(constraint, IsOk());
+    ConstraintCursor cursor(*constraint, false);
+    for (int step = 0; step < i; ++step) cursor.Append(3 + 'x');
+    while ((*constraint)->bytes() < kEach) {
+      ASSERT_NE(cursor.Mask(), nullptr);
+      cursor.Append(static_cast<int32_t>(3 + 'a' + random() % 3));
+    }
+    made.push_back(*constraint);
+  }
+  size_t kept = 0;
+  for (const auto& constraint : made) {
+    if (const auto alive = constraint.lock(); alive != nullptr) kept += alive->bytes();
+  }
+  // The last one had not grown when it was added.
+  EXPECT_LE(kept, kBudget + 2 * kEach);
+  EXPECT_GE(kept, kBudget - 2 * kEach);
+  EXPECT_FALSE(made.back().expired());
+}
+
 TEST(ConstraintCacheTest, TheSameTextIsCompiledOnce) {
   int vocabularies = 0;
   ConstraintCache cache([&vocabularies] {
