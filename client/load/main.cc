@@ -16,6 +16,7 @@
 #include "client/cpp/client.h"
 #include "client/load/generator.h"
 #include "client/load/report.h"
+#include "client/load/session_maker.h"
 #include "client/load/workload.h"
 #include "server/base/flag_set.h"
 #include "server/base/status_macros.h"
@@ -33,6 +34,10 @@ Examples:
       closed loop: 64 streams at once
   mmfree-load --rate=200 --duration=30s --requests=1000000 --cancel=0.1 --slow=0.05 --high=0.2
       open loop: 200 new streams a second, some cancelled, some read slowly
+  mmfree-load --create_sessions=100000 --prompt_tokens=4 --concurrency=32
+      makes the sessions load-0 to load-99999 and runs nothing on them
+  mmfree-load --sessions=100000 --prompt_tokens=1 --max_tokens=1 --requests=5000
+      turns of them in a random order; the first token is the time to resume one
 
 Lengths are N, LOW-HIGH (uniform) or exp:MEAN. The same seed gives the same requests.
 Exit status: 0 every request ended as planned; 1 some failed, or the run did; 2 wrong command line.
@@ -48,6 +53,8 @@ struct Flags {
   int32_t connections = 4;
   bool json = false;
   bool quiet = false;
+  int64_t create_sessions = 0;
+  int64_t server_pid = 0;
   GeneratorOptions generator;
   WorkloadOptions workload;
 
@@ -75,6 +82,13 @@ struct Flags {
              "pause of a slow reader before each message (default 100ms)");
     set->AddInteger<int32_t>("connections", &connections, 1, 1024, "N",
                              "connections to spread the streams over (default 4)");
+    set->AddInteger<int64_t>("create_sessions", &create_sessions, 0, kMost, "N",
+                             "only make sessions, --concurrency at once (default 0)");
+    set->AddInteger<int64_t>("server_pid", &server_pid, 1, kMost, "PID",
+                             "with it, measure the server's memory per session");
+    set->AddInteger<int64_t>("sessions", &workload.sessions, 0, kMost, "N",
+                             "requests are turns of so many sessions that were made so (default 0: "
+                             "no sessions)");
     set->Add("seed", &workload.seed, "N", "of the requests (default 1)");
     set->Add("json", &json, "", "machine-readable result");
     set->Add("quiet", &quiet, "", "no progress on stderr");
@@ -113,22 +127,51 @@ struct Flags {
   }
 };
 
-absl::StatusOr<Report> RunLoad(Flags& flags) {
+// A stub for each connection.
+template <typename Service>
+std::vector<std::unique_ptr<typename Service::Stub>> Connect(const Flags& flags) {
+  std::vector<std::unique_ptr<typename Service::Stub>> stubs;
+  for (int32_t i = 0; i < flags.connections; ++i) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+    stubs.push_back(Service::NewStub(
+        grpc::CreateCustomChannel(flags.server, grpc::InsecureChannelCredentials(), arguments)));
+  }
+  return stubs;
+}
+
+// What a run is to be told by, and whether all went as planned.
+struct Outcome {
+  std::string text;
+  bool failed = false;
+};
+
+template <typename Report>
+Outcome Told(const Report& report, bool json) {
+  return {json ? ToJson(report) + "\n" : ToText(report), !report.errors.empty()};
+}
+
+Outcome MakeSessions(const Flags& flags, int64_t state_bytes) {
+  SessionMaker maker(flags.workload, flags.create_sessions, flags.generator.concurrency,
+                     Connect<v1::SessionService>(flags));
+  const int64_t memory_before = flags.server_pid > 0 ? ResidentBytes(flags.server_pid) : 0;
+  SessionReport report = maker.Run();
+  report.memory_before = memory_before;
+  report.memory_after = flags.server_pid > 0 ? ResidentBytes(flags.server_pid) : 0;
+  report.state_bytes = state_bytes;
+  return Told(report, flags.json);
+}
+
+absl::StatusOr<Outcome> RunLoad(Flags& flags) {
   Client::Options connection;
   connection.server = flags.server;
   connection.timeout = absl::Seconds(10);
   MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Create(connection));
   MMFREE_ASSIGN_OR_RETURN(const v1::GetModelResponse model, client->GetModel(flags.workload.model));
   flags.workload.vocab_size = model.model().vocab_size();
-  std::vector<std::unique_ptr<v1::InferenceService::Stub>> stubs;
-  for (int32_t i = 0; i < flags.connections; ++i) {
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-    stubs.push_back(v1::InferenceService::NewStub(
-        grpc::CreateCustomChannel(flags.server, grpc::InsecureChannelCredentials(), arguments)));
-  }
-  Generator generator(flags.generator, flags.workload, std::move(stubs));
-  return generator.Run();
+  if (flags.create_sessions > 0) return MakeSessions(flags, model.model().state_bytes());
+  Generator generator(flags.generator, flags.workload, Connect<v1::InferenceService>(flags));
+  return Told(generator.Run(), flags.json);
 }
 
 int Main(const std::vector<std::string>& arguments) {
@@ -149,13 +192,13 @@ int Main(const std::vector<std::string>& arguments) {
     std::cerr << "mmfree-load: " << status.message() << "; --help says more\n";
     return 2;
   }
-  const absl::StatusOr<Report> report = RunLoad(flags);
-  if (!report.ok()) {
-    std::cerr << "mmfree-load: " << report.status().message() << "\n";
+  const absl::StatusOr<Outcome> outcome = RunLoad(flags);
+  if (!outcome.ok()) {
+    std::cerr << "mmfree-load: " << outcome.status().message() << "\n";
     return 1;
   }
-  std::cout << (flags.json ? ToJson(*report) + "\n" : ToText(*report));
-  return report->failed() > 0 ? 1 : 0;
+  std::cout << outcome->text;
+  return outcome->failed ? 1 : 0;
 }
 
 }  // namespace

@@ -58,6 +58,8 @@ int64_t Distribution::Draw(std::mt19937_64& random) const {
   return 1 + static_cast<int64_t>(std::min(value, 20 * mean_));
 }
 
+std::string SessionId(int64_t index) { return absl::StrCat("load-", index); }
+
 PlannedRequest PlanRequest(const WorkloadOptions& options, int64_t index) {
   std::seed_seq seeds{static_cast<uint32_t>(options.seed),
                       static_cast<uint32_t>(options.seed >> 32), static_cast<uint32_t>(index),
@@ -71,6 +73,13 @@ PlannedRequest PlanRequest(const WorkloadOptions& options, int64_t index) {
   AddTokens(options.shared_prefix, options.vocab_size, of_prefix, request.mutable_token_ids());
   AddTokens(options.prompt_tokens.Draw(random), options.vocab_size, random,
             request.mutable_token_ids());
+  if (options.sessions > 0) {
+    // A prime, so each is met once before any is again.
+    constexpr uint64_t kStride = 2'654'435'761;
+    const uint64_t place = static_cast<uint64_t>(index) * kStride + options.seed;
+    request.set_session_id(
+        SessionId(static_cast<int64_t>(place % static_cast<uint64_t>(options.sessions))));
+  }
   const int64_t max_tokens = options.max_tokens.Draw(random);
   request.mutable_stopping()->set_max_new_tokens(static_cast<uint32_t>(max_tokens));
   request.mutable_stopping()->set_ignore_eos(true);

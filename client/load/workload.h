@@ -41,6 +41,9 @@ struct WorkloadOptions {
   double low = 0;
   double cancel = 0;  // cancelled by the client after a random number of tokens
   double slow = 0;    // read slowly
+  // Requests are turns of so many sessions, SessionId(0) and on, each in its turn in an order that
+  // has nothing to do with their names; 0: of none.
+  int64_t sessions = 0;
   uint64_t seed = 1;
 };
 
@@ -49,6 +52,9 @@ struct PlannedRequest {
   int64_t cancel_after = 0;  // tokens; 0: never
   bool slow = false;
 };
+
+// The name of a session that mmfree-load makes.
+std::string SessionId(int64_t index);
 
 // The `index`-th request: a function of the options and the index alone. Thread-safe.
 PlannedRequest PlanRequest(const WorkloadOptions& options, int64_t index);

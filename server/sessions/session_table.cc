@@ -22,12 +22,6 @@ namespace {
 // Sessions removed in one call of the store, which holds a lock or a connection meanwhile.
 constexpr int64_t kSweepBatch = 1000;
 
-SharedBytes Serialize(const SessionState& state, const std::string& model_digest,
-                      const SessionKey& key) {
-  return std::make_shared<const std::string>(
-      EncodeCheckpoint(state, model_digest, v1::STATE_DTYPE_F32, key).SerializeAsString());
-}
-
 absl::StatusOr<SessionState> Deserialize(const std::string& bytes, const ModelShape& shape,
                                          const SessionKey& key) {
   v1::SessionCheckpoint checkpoint;
@@ -160,6 +154,14 @@ absl::StatusOr<SharedBytes> SessionTable::LoadCheckpoint(const SessionName& name
                                           turn.turn, " is not in the store"));
 }
 
+SharedBytes SessionTable::Serialize(const SessionState& state, const std::string& model_digest) {
+  const v1::SessionCheckpoint checkpoint =
+      EncodeCheckpoint(state, model_digest, v1::STATE_DTYPE_F32, options_.key);
+  const std::shared_ptr<std::string> bytes = buffers_.Take(checkpoint.ByteSizeLong());
+  checkpoint.AppendToString(bytes.get());
+  return bytes;
+}
+
 absl::Status SessionTable::Commit(const SessionRecord& record, std::optional<uint64_t> expected,
                                   uint64_t revision, SharedBytes checkpoint,
                                   std::vector<uint64_t> obsolete) {
@@ -206,7 +208,7 @@ absl::StatusOr<SessionInfo> SessionTable::Create(SessionName name, const std::st
   record.model_digest = model_digest;
   record.ttl = ttl.value_or(options_.ttl);
   record.kept = {{.turn = state.turn, .token_count = state.context_tokens()}};
-  return CreateWith(std::move(record), Serialize(state, model_digest, options_.key));
+  return CreateWith(std::move(record), Serialize(state, model_digest));
 }
 
 absl::StatusOr<SessionInfo> SessionTable::Get(const SessionName& name) {
@@ -360,7 +362,7 @@ absl::StatusOr<SessionInfo> SessionTurn::Commit(SessionState state) {
   SessionRecord record = loaded_.record;
   const SessionTable::Options& options = table_->options_;
   state.turn = record.present().turn + 1;
-  const SharedBytes checkpoint = Serialize(state, record.model_digest, options.key);
+  const SharedBytes checkpoint = table_->Serialize(state, record.model_digest);
   const uint64_t revision = NewRevision();
   record.kept.push_back({.turn = state.turn,
                          .revision = revision,

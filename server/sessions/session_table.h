@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 #include "server/base/clock.h"
 #include "server/metrics/session_metrics.h"
+#include "server/sessions/buffer_pool.h"
 #include "server/sessions/host_cache.h"
 #include "server/sessions/monitored_store.h"
 #include "server/sessions/session.h"
@@ -121,6 +122,7 @@ class SessionTable {
   absl::StatusOr<std::shared_ptr<Hold>> Acquire(const SessionName& name);
   void Release(const SessionName& name);
   absl::StatusOr<Loaded> Load(const SessionName& name);
+  SharedBytes Serialize(const SessionState& state, const std::string& model_digest);
   absl::StatusOr<SharedBytes> LoadCheckpoint(const SessionName& name, const KeptTurn& turn);
   absl::Status Commit(const SessionRecord& record, std::optional<uint64_t> expected,
                       uint64_t revision, SharedBytes checkpoint, std::vector<uint64_t> obsolete);
@@ -133,6 +135,7 @@ class SessionTable {
   const Options options_;
   const std::unique_ptr<MonitoredStore> store_;
   SessionMetrics* const metrics_;
+  BufferPool buffers_;
   HostCache cache_;
 
   mutable absl::Mutex mutex_;

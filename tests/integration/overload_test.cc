@@ -275,6 +275,25 @@ TEST_F(OverloadTest, ADrainWithAFullQueueTellsHealthFirstAndFinishesWhatFits) {
   EXPECT_EQ(*code, 0);
 }
 
+TEST_F(OverloadTest, LoadGeneratorMakesSessionsAndRunsTheirTurns) {
+  StartServer();
+  const ProgramResult made =
+      RunLoad({"--create_sessions=50", "--concurrency=8", "--prompt_tokens=4",
+               absl::StrCat("--server_pid=", server_->pid())});
+  EXPECT_EQ(made.exit_code, 0) << made.err;
+  const nlohmann::json report = nlohmann::json::parse(made.out);
+  EXPECT_EQ(report["created"], 50);
+  EXPECT_GT(report["checkpoint_bytes"], report["state_bytes"]);
+  EXPECT_GT(report["memory_before"], 0);
+  const ProgramResult turns = RunLoad({"--sessions=50", "--requests=100", "--concurrency=8",
+                                       "--prompt_tokens=1", "--max_tokens=2"});
+  EXPECT_EQ(turns.exit_code, 0) << turns.out;
+  EXPECT_EQ(nlohmann::json::parse(turns.out)["finished"], 100);
+  EXPECT_EQ(Metric("mmfree_session_turns_total{outcome=\"committed\"}"), 100);
+  // They are there already.
+  EXPECT_EQ(RunLoad({"--create_sessions=1"}).exit_code, 1);
+}
+
 TEST_F(OverloadTest, LoadGeneratorsReportAddsUp) {
   StartServer({"--max_sessions=4"});
   const ProgramResult result =

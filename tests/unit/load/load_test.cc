@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "client/load/histogram.h"
 #include "client/load/report.h"
+#include "client/load/session_maker.h"
 #include "client/load/workload.h"
 
 namespace mmfree {
@@ -149,6 +151,34 @@ TEST(ReportTest, JsonAndTextTellTheSame) {
   EXPECT_NEAR(json["first_token"]["p99"].get<double>(), 0.005, 0.0001);
   EXPECT_THAT(ToText(report), HasSubstr("RESOURCE_EXHAUSTED: 3"));
   EXPECT_THAT(ToText(report), HasSubstr("50 tokens/s"));
+}
+
+TEST(WorkloadTest, EverySessionHasItsTurnBeforeAnyHasAnother) {
+  WorkloadOptions options;
+  options.vocab_size = 100;
+  options.sessions = 1000;
+  std::vector<std::string> ids;
+  for (int64_t i = 0; i < 2000; ++i) ids.push_back(PlanRequest(options, i).request.session_id());
+  const auto half = ids.begin() + 1000;
+  EXPECT_EQ(std::set<std::string>(ids.begin(), half).size(), 1000u);
+  EXPECT_EQ(std::set<std::string>(half, ids.end()).size(), 1000u);
+  EXPECT_TRUE(std::set<std::string>(ids.begin(), half).contains(SessionId(999)));
+  EXPECT_NE(ids[1], SessionId(1));
+}
+
+TEST(SessionReportTest, SaysWhatItMeasured) {
+  SessionReport report;
+  report.elapsed = absl::Seconds(2);
+  report.created = 10;
+  report.memory_before = 1'000;
+  report.memory_after = 21'000;
+  report.errors["ALREADY_EXISTS"] = 3;
+  EXPECT_EQ(report.memory_per_session(), 2'000);
+  EXPECT_THAT(ToText(report), HasSubstr("10 sessions made in 2.00 s, 5 a second"));
+  EXPECT_THAT(ToText(report), HasSubstr("ALREADY_EXISTS: 3"));
+  const nlohmann::json json = nlohmann::json::parse(ToJson(report));
+  EXPECT_EQ(json["memory_per_session"], 2'000);
+  EXPECT_EQ(json["errors"]["ALREADY_EXISTS"], 3);
 }
 
 }  // namespace
