@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,7 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/base/status_macros.h"
+#include "server/sampling/decimal_range.h"
 #include "server/sampling/integer_range.h"
+#include "server/sampling/json_schema_keywords.h"
 #include "server/sampling/regex.h"
 
 namespace mmfree {
@@ -27,35 +31,6 @@ constexpr int kMaxDepth = 100;
 constexpr int64_t kMaxCount = 10'000;
 // Integers that every JSON parser keeps exactly: 15 digits.
 constexpr int64_t kLargestInteger = 999'999'999'999'999;
-
-// Describe a value, or have done so before; none of them restricts it.
-constexpr absl::string_view kAnnotations[] = {
-    "$schema", "$id",         "$comment", "$defs",    "$anchor",   "definitions", "title",
-    "default", "description", "examples", "readOnly", "writeOnly", "deprecated",  "format",
-};
-
-bool IsAnnotation(absl::string_view key) {
-  return std::find(std::begin(kAnnotations), std::end(kAnnotations), key) != std::end(kAnnotations);
-}
-
-bool Contains(std::initializer_list<absl::string_view> keys, absl::string_view key) {
-  return std::find(keys.begin(), keys.end(), key) != keys.end();
-}
-
-// The type that a keyword is about; empty when it is about none in particular.
-absl::string_view TypeOfKeyword(absl::string_view key) {
-  if (Contains({"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
-               key)) {
-    return "object";
-  }
-  if (Contains({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}, key))
-    return "array";
-  if (Contains({"minLength", "maxLength", "pattern"}, key)) return "string";
-  if (Contains({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}, key)) {
-    return "number";
-  }
-  return "";
-}
 
 std::string Escaped(absl::string_view key) {
   return absl::StrReplaceAll(key, {{"~", "~0"}, {"/", "~1"}});
@@ -173,13 +148,6 @@ class SchemaCompiler {
     return grammar_.OneOf(std::move(alternatives));
   }
 
-  static bool HasType(const Json& value, absl::string_view type) {
-    if (type == "integer") return value.is_number_integer();
-    if (type == "number") return value.is_number();
-    if (type == "boolean") return value.is_boolean();
-    return value.type_name() == type;
-  }
-
   absl::StatusOr<Sequence> Combination(const std::string& key, const Json& schema,
                                        const std::string& at) {
     const Json& parts = schema[key];
@@ -190,8 +158,11 @@ class SchemaCompiler {
       return Unsupported(at, "\"allOf\" of more than one schema");
     }
     // Any of them is exactly one of them when no value can be of two.
-    if (key == "oneOf" && !DistinctTypes(parts)) {
-      return Unsupported(at, "\"oneOf\" of schemas that are not each of a \"type\" of its own");
+    if (key == "oneOf" && !ExcludeEachOther(schema_, parts)) {
+      return Unsupported(
+          at,
+          "\"oneOf\" of schemas that differ neither in \"type\", nor in \"const\" or "
+          "\"enum\", nor in that of a required property");
     }
     std::vector<Sequence> alternatives;
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -201,41 +172,10 @@ class SchemaCompiler {
     return grammar_.OneOf(std::move(alternatives));
   }
 
-  static bool DistinctTypes(const Json& parts) {
-    std::vector<std::string> types;
-    for (const Json& part : parts) {
-      if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) return false;
-      const std::string type = part["type"].get<std::string>();
-      types.push_back(type == "integer" ? "number" : type);
-    }
-    std::sort(types.begin(), types.end());
-    return std::adjacent_find(types.begin(), types.end()) == types.end();
-  }
-
-  // The types that a schema allows: what it says, or else what its keywords are about, or else all.
   static absl::StatusOr<std::vector<std::string>> Types(const Json& schema, const std::string& at) {
-    static const auto* const kAll =
-        new std::vector<std::string>{"object", "array", "string", "number", "boolean", "null"};
-    std::vector<std::string> types;
-    if (schema.contains("type")) {
-      const Json& given = schema["type"];
-      for (const Json& type : given.is_array() ? given : Json::array({given})) {
-        if (!type.is_string() ||
-            (std::find(kAll->begin(), kAll->end(), type.get<std::string>()) == kAll->end() &&
-             type.get<std::string>() != "integer")) {
-          return Invalid(at, "\"type\" is not a type or a list of types");
-        }
-        types.push_back(type.get<std::string>());
-      }
-      return types;
-    }
-    for (const auto& [key, ignored] : schema.items()) {
-      const std::string type(TypeOfKeyword(key));
-      if (!type.empty() && std::find(types.begin(), types.end(), type) == types.end()) {
-        types.push_back(type);
-      }
-    }
-    return types.empty() ? *kAll : types;
+    std::optional<std::vector<std::string>> types = TypesOf(schema);
+    if (!types.has_value()) return Invalid(at, "\"type\" is not a type or a list of types");
+    return *std::move(types);
   }
 
   absl::StatusOr<Sequence> Typed(const Json& schema, const std::string& at) {
@@ -348,6 +288,7 @@ class SchemaCompiler {
   absl::StatusOr<Sequence> Number(const std::string& type, const Json& schema,
                                   const std::string& at) {
     if (schema.contains("multipleOf")) return Unsupported(at, "\"multipleOf\"");
+    if (type == "number") return Decimal(schema, at);
     constexpr double kLimit = static_cast<double>(kLargestInteger);
     MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kLimit, at));
     MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kLimit, at));
@@ -355,14 +296,26 @@ class SchemaCompiler {
     MMFREE_ASSIGN_OR_RETURN(const double below, Bound(schema, "exclusiveMaximum", kLimit + 1, at));
     const double low = std::max({std::ceil(minimum), std::floor(above) + 1, -kLimit});
     const double high = std::min({std::floor(maximum), std::ceil(below) - 1, kLimit});
-    const bool bounded = low > -kLimit || high < kLimit;
-    if (type == "number" && bounded) {
-      return Unsupported(at, "a bound of a \"number\" that is not an \"integer\"");
-    }
     if (low > high) return Invalid(at, "no integer is within the bounds");
-    Sequence integer =
-        IntegersBetween(static_cast<int64_t>(low), static_cast<int64_t>(high), &grammar_);
-    if (type == "integer") return integer;
+    return IntegersBetween(static_cast<int64_t>(low), static_cast<int64_t>(high), &grammar_);
+  }
+
+  // Any number, or one within bounds, which is written without an exponent.
+  absl::StatusOr<Sequence> Decimal(const Json& schema, const std::string& at) {
+    constexpr double kNone = std::numeric_limits<double>::infinity();
+    MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kNone, at));
+    MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kNone, at));
+    MMFREE_ASSIGN_OR_RETURN(const double above, Bound(schema, "exclusiveMinimum", -kNone, at));
+    MMFREE_ASSIGN_OR_RETURN(const double below, Bound(schema, "exclusiveMaximum", kNone, at));
+    std::optional<DecimalBound> low, high;
+    if (std::max(minimum, above) > -kNone) low = {std::max(minimum, above), above >= minimum};
+    if (std::min(maximum, below) < kNone) high = {std::min(maximum, below), below <= maximum};
+    if (low.has_value() || high.has_value()) {
+      std::optional<Sequence> number = DecimalsBetween(low, high, &grammar_);
+      if (!number.has_value()) return Invalid(at, "no number of 15 digits is within the bounds");
+      return *std::move(number);
+    }
+    const Sequence integer = IntegersBetween(-kLargestInteger, kLargestInteger, &grammar_);
     const Sequence digit = Character({{'0', '9'}});
     const Sequence fraction = Join({Text("."), grammar_.Repeat(digit, 1, 15)});
     const Sequence exponent = Join({Character({{'e', 'e'}, {'E', 'E'}}),

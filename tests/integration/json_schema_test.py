@@ -30,9 +30,10 @@ def random_value(r):
 
 
 def random_schema(r, depth=0):
-    kinds = ["string", "pattern", "integer", "number", "boolean", "null", "enum", "const", "types"]
+    kinds = ["string", "pattern", "integer", "number", "decimal", "boolean", "null", "enum", "const",
+             "types"]
     if depth < 3:
-        kinds += ["object", "object", "map", "array", "tuple", "anyOf", "oneOf", "ref"]
+        kinds += ["object", "object", "map", "array", "tuple", "anyOf", "oneOf", "union", "ref"]
     kind = r.choice(kinds)
     sub = lambda: random_schema(r, depth + 1)
     if kind == "string":
@@ -49,6 +50,23 @@ def random_schema(r, depth=0):
             schema["exclusiveMinimum"] = low - 1
             del schema["minimum"]
         return r.choice([schema, {"type": "integer"}])
+    if kind == "decimal":
+        low = r.uniform(-5, 5) * 10 ** r.randrange(-3, 4)
+        low = r.choice([low, round(low, 2), round(low)])
+        high = r.choice([low + 10 ** r.randrange(-3, 4), round(low + 5, 1)])
+        schema = {"type": "number", r.choice(["minimum", "exclusiveMinimum"]): low,
+                  r.choice(["maximum", "exclusiveMaximum"]): high}
+        if r.random() < 0.3:
+            del schema[r.choice(list(schema)[1:])]
+        return schema
+    if kind == "union":
+        tags = r.sample(range(100), 4)
+        return {"oneOf": [
+            {"type": "object", "required": ["kind", "value"], "additionalProperties": False,
+             "properties": {"kind": {"const": tags[0]}, "value": sub()}},
+            {"type": "object", "required": ["kind"],
+             "properties": {"kind": {"enum": tags[1:3]}, "more": sub()}},
+            {"enum": ["none", tags[3]]}, {"type": "null"}]}
     if kind == "types":
         return {"type": r.sample(["null", "boolean", "integer"], 2), "maximum": 50}
     if kind == "enum":

@@ -17,23 +17,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/sampling/gbnf.h"
-#include "server/sampling/integer_range.h"
 #include "server/sampling/json_schema.h"
 #include "server/sampling/regex.h"
 #include "server/sampling/request_sampler.h"
 #include "tests/support/status_is.h"
+#include "tests/unit/sampling/grammar_matcher.h"
 
 namespace mmfree {
 namespace {
 
 using ::testing::HasSubstr;
-
-bool Matches(const Grammar& grammar, absl::string_view text) {
-  GrammarMachine machine(grammar);
-  GrammarMachine::State state = machine.start();
-  for (const char byte : text) state = machine.Next(state, static_cast<unsigned char>(byte));
-  return machine.accepting(state);
-}
 
 bool MatchesRegex(absl::string_view regex, absl::string_view text) {
   const absl::StatusOr<Grammar> grammar = GrammarOfRegex(regex);
@@ -166,31 +159,6 @@ TEST(GbnfTest, RecursionThatAddsNothingIsHarmless) {
   EXPECT_FALSE(Matches(*grammar, "bba"));
 }
 
-TEST(IntegersBetweenTest, AreExactlyThose) {
-  std::mt19937 random(3);
-  for (int round = 0; round < 60; ++round) {
-    int64_t low = static_cast<int64_t>(random() % 2500) - 1250;
-    int64_t high = static_cast<int64_t>(random() % 2500) - 1250;
-    if (low > high) std::swap(low, high);
-    Grammar grammar;
-    const Grammar::Rule root = grammar.AddRule();
-    grammar.AddAlternative(root, IntegersBetween(low, high, &grammar));
-    ASSERT_THAT(grammar.Finish(root), IsOk());
-    GrammarMachine machine(grammar);
-    for (int64_t value = -1300; value <= 1300; ++value) {
-      GrammarMachine::State state = machine.start();
-      for (const char byte : absl::StrCat(value)) {
-        state = machine.Next(state, static_cast<unsigned char>(byte));
-      }
-      ASSERT_EQ(machine.accepting(state), low <= value && value <= high)
-          << value << " in [" << low << ", " << high << "]";
-    }
-    for (const char* text : {"", "-", "-0", "00", "01", "+1"}) {
-      EXPECT_FALSE(Matches(grammar, text)) << text;
-    }
-  }
-}
-
 bool Validates(const char* schema, const char* text) {
   const absl::StatusOr<Grammar> grammar = GrammarOfJsonSchema(schema);
   EXPECT_THAT(grammar, IsOk()) << schema;
@@ -228,6 +196,41 @@ TEST(JsonSchemaTest, AllowsWhatValidatesInItsForm) {
                             "minItems": 1})",
                         R"([1, "x"])"));
   EXPECT_FALSE(Validates(R"({"prefixItems": [{"const": 1}], "items": false})", "[1,1]"));
+  EXPECT_TRUE(Validates(R"({"type": "number", "minimum": 0, "exclusiveMaximum": 1})", "0.25"));
+  EXPECT_FALSE(Validates(R"({"type": "number", "minimum": 0, "exclusiveMaximum": 1})", "1.0"));
+  EXPECT_TRUE(Validates(R"({"minimum": 2.5})", "3"));
+  EXPECT_FALSE(Validates(R"({"minimum": 2.5})", "2.4"));
+}
+
+// Tagged unions, as generators of schemas write them.
+TEST(JsonSchemaTest, OneOfTakesWhatExcludesEachOther) {
+  const char* pets = R"json({"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "$defs": {
+    "cat": {"type": "object", "required": ["kind"], "properties": {
+      "kind": {"const": "cat"}, "lives": {"type": "integer", "minimum": 0, "maximum": 9}}},
+    "dog": {"type": "object", "required": ["kind"], "properties": {
+      "kind": {"enum": ["dog", "wolf"]}, "name": {"type": "string"}}}}})json";
+  EXPECT_TRUE(Validates(pets, R"({"kind":"cat","lives":9})"));
+  EXPECT_TRUE(Validates(pets, R"({"kind":"wolf","name":"x"})"));
+  EXPECT_FALSE(Validates(pets, R"({"kind":"cat","name":"x"})"));
+  EXPECT_TRUE(Validates(R"({"oneOf": [{"const": 1}, {"enum": ["a", null]}]})", "null"));
+  EXPECT_TRUE(Validates(R"({"oneOf": [{"type": "integer"}, {"enum": ["a", null]}]})", "7"));
+  const auto refused = [](const std::string& parts) {
+    EXPECT_THAT(GrammarOfJsonSchema(R"({"oneOf": [)" + parts + "]}"),
+                StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("\"oneOf\"")))
+        << parts;
+  };
+  refused(R"({"const": 1}, {"const": 1.0})");
+  refused(R"({"type": "integer"}, {"type": "number"})");
+  refused(R"({"type": "integer"}, {"enum": ["a", 3]})");
+  refused(R"({"type": "integer"}, {"minLength": 2})");
+  refused(R"({"type": ["null", "string"]}, {"type": "string"})");
+  // A tag that is not needed, that is the same, or that only one of them has.
+  refused(R"({"properties": {"k": {"const": 1}}}, {"properties": {"k": {"const": 2}}})");
+  refused(R"({"properties": {"k": {"const": 1}}, "required": ["k"]},
+             {"properties": {"k": {"enum": [2, 1]}}, "required": ["k"]})");
+  refused(R"({"properties": {"k": {"const": 1}}, "required": ["k"]},
+             {"properties": {"l": {"const": 2}}, "required": ["l"]})");
+  refused(R"({"$ref": "#/oneOf/1"}, {"$ref": "#/oneOf/0"})");
 }
 
 TEST(JsonSchemaTest, RefusesByNameWhatItWouldNotEnforce) {
@@ -241,7 +244,7 @@ TEST(JsonSchemaTest, RefusesByNameWhatItWouldNotEnforce) {
   expect("false", kInvalid, "nothing can ever match");
   expect(R"({"type": "thing"})", kInvalid, "\"type\"");
   expect(R"({"properties": {"a": {"not": {}}}})", kUnimplemented, "at \"/properties/a\": \"not\"");
-  expect(R"({"type": "number", "minimum": 0})", kUnimplemented, "a bound of a \"number\"");
+  expect(R"({"type": "number", "exclusiveMinimum": 1, "maximum": 1})", kInvalid, "no number");
   expect(R"({"multipleOf": 3})", kUnimplemented, "multipleOf");
   expect(R"({"uniqueItems": true})", kUnimplemented, "uniqueItems");
   expect(R"({"patternProperties": {}})", kUnimplemented, "patternProperties");

@@ -229,6 +229,68 @@ TEST_P(FeatureTest, SamplingLogprobsAreOfTheDistributionDrawnFrom) {
   EXPECT_EQ(greedy.top->front().token, greedy.token);
 }
 
+// Any options together, over any history: the features meet in every order and at every strength.
+TEST(RequestSamplerTest, AnyCombinationDrawsWhatAFloat64SamplerDraws) {
+  std::mt19937 random(11);
+  const auto below = [&random](size_t end) { return static_cast<int32_t>(random() % end); };
+  const auto share = [&random] { return static_cast<float>(random() % 1000 + 1) * 0.001f; };
+  int compared = 0;
+  for (uint64_t round = 0; round < 600; ++round) {
+    const size_t vocab = 2 + random() % 300;
+    const auto some_ids = [&](size_t most) {
+      std::vector<int32_t> ids(random() % (most + 1));
+      for (int32_t& id : ids) id = below(vocab);
+      return ids;
+    };
+    Options options;
+    if (random() % 3 == 0) options.allowed = some_ids(vocab);
+    if (random() % 3 == 0) options.banned = some_ids(vocab / 2);
+    for (int32_t id = below(vocab); random() % 2 == 0;
+         id = (id + 1) % static_cast<int32_t>(vocab)) {
+      if (options.bias.size() == vocab) break;
+      options.bias.emplace_back(id, (share() - 0.5f) * 8.0f);
+    }
+    if (random() % 2 == 0) options.penalties.repetition = 0.5f + 2.0f * share();
+    options.penalties.repetition_window = static_cast<uint32_t>(random() % 40);
+    if (random() % 2 == 0) options.penalties.frequency = 2.0f * share() - 1.0f;
+    if (random() % 2 == 0) options.penalties.presence = 2.0f * share() - 1.0f;
+    if (random() % 3 == 0) options.filters.top_k = static_cast<uint32_t>(random() % (2 * vocab));
+    if (random() % 3 == 0) options.filters.typical_p = share();
+    if (random() % 3 == 0) options.filters.top_p = share();
+    if (random() % 3 == 0) options.filters.min_p = share();
+    const std::vector<int32_t> context = some_ids(60);
+    const std::vector<int32_t> output = some_ids(60);
+    RequestSampler sampler(options, static_cast<int64_t>(vocab), context);
+    for (const int32_t token : output) sampler.Append(token);
+    const std::vector<float> logits = RandomLogits(vocab, round, 2.0f);
+    const float temperature = 0.3f + 2.0f * share();
+    double margin = 0;
+    const std::vector<double> p =
+        ReferenceDistribution(logits, options, temperature, context, output, &margin);
+    if (std::isnan(p[0])) {
+      EXPECT_EQ(sampler.Sample(logits, At(temperature, round), 0).token, -1) << "nothing is left";
+      continue;
+    }
+    if (margin < 1e-4) continue;
+    for (uint64_t position = 0; position < 10; ++position) {
+      const double u = std::ldexp(static_cast<double>(UniformBits(round, position, 0, 0)), -64);
+      double sum = 0;
+      double distance = 1;
+      int32_t expected = -1;
+      for (size_t i = 0; i < p.size(); ++i) {
+        sum += p[i];
+        distance = std::min(distance, std::fabs(sum - u));
+        if (expected < 0 && sum > u) expected = static_cast<int32_t>(i);
+      }
+      if (distance < 1e-5) continue;
+      ASSERT_EQ(sampler.Sample(logits, At(temperature, round), position).token, expected)
+          << "round " << round;
+      ++compared;
+    }
+  }
+  EXPECT_GT(compared, 3000);
+}
+
 TEST(RequestSamplerTest, WithoutOptionsItIsTheBackendsSampler) {
   for (const size_t vocab : {1, 2, 63, 64, 65, 257, 1025, 4096}) {
     RequestSampler sampler(Options(), static_cast<int64_t>(vocab), {});

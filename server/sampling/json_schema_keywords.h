@@ -1,0 +1,36 @@
+// What the keywords of a JSON Schema say about a value's type, and which schemas exclude each
+// other.
+#ifndef MMFREE_SERVER_SAMPLING_JSON_SCHEMA_KEYWORDS_H_
+#define MMFREE_SERVER_SAMPLING_JSON_SCHEMA_KEYWORDS_H_
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+
+namespace mmfree {
+
+// Whether a keyword describes a value, or has done so before, and restricts none.
+bool IsAnnotation(absl::string_view key);
+
+// The type that a keyword is about; empty when it is about none in particular.
+absl::string_view TypeOfKeyword(absl::string_view key);
+
+// Whether `value` is of a type, by its name in schemas.
+bool HasType(const nlohmann::ordered_json& value, absl::string_view type);
+
+// The types that a schema allows: what it says, or else what its keywords are about, or else all.
+// Nullopt when "type" is not a type or a list of types.
+std::optional<std::vector<std::string>> TypesOf(const nlohmann::ordered_json& schema);
+
+// Whether no value that is written for one of `schemas`, parts of `document`, validates against
+// another: they are of different types, or of different constants, or objects that need a property
+// which is a constant, a different one in each.
+bool ExcludeEachOther(const nlohmann::ordered_json& document,
+                      const nlohmann::ordered_json& schemas);
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SAMPLING_JSON_SCHEMA_KEYWORDS_H_
