@@ -2,14 +2,7 @@
 // is the whole context so far: both must give the same tokens, whatever happened in between.
 #include <signal.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <map>
-#include <random>
-#include <thread>
-
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "tests/integration/session_fixture.h"
 #include "tests/support/status_is.h"
@@ -262,82 +255,6 @@ TEST_F(SessionTest, ASignedServerTakesOnlyItsOwnStates) {
   mirror = {Create(), {}, 0};
   ExpectTurn(&mirror, "Once", 3);
   EXPECT_TRUE(Import(Export(mirror.id), &id).ok());
-}
-
-// No committed turn is lost and none is doubled when the server dies at any moment. A few cycles
-// here; MMFREE_KILL_CYCLES=200 makes it a soak.
-TEST_F(SessionTest, KilledAtRandomMomentsLosesNoCommittedTurn) {
-  const TempDirectory directory;
-  const std::vector<std::string> flags = {"--session_store=rocksdb:" + directory.File("sessions")};
-  std::mt19937 random(20240607);
-  std::map<std::string, uint64_t> acknowledged;
-  int cycles = 5;
-  if (const char* asked = std::getenv("MMFREE_KILL_CYCLES")) cycles = std::atoi(asked);
-  for (int cycle = 0; cycle < cycles; ++cycle) {
-    Start(flags);
-    for (int i = 0; i < 3; ++i) {
-      const std::string id = absl::StrCat("s", i);
-      if (acknowledged.count(id) == 0) {
-        Create(id);
-        acknowledged[id] = 0;
-      } else {
-        // What was acknowledged, and perhaps one more whose answer the kill took.
-        const uint64_t turn = Get(id).turn();
-        EXPECT_GE(turn, acknowledged[id]);
-        EXPECT_LE(turn, acknowledged[id] + 1);
-        acknowledged[id] = turn;
-      }
-    }
-    std::vector<std::thread> clients;
-    std::atomic<uint64_t> turns = 0;
-    constexpr uint64_t kEnded = 1'000;  // more than is waited for
-    for (auto& [id, turn] : acknowledged) {
-      clients.emplace_back([this, &turns, &id = id, &turn = turn] {
-        for (;;) {
-          v1::GenerateRequest request = Sampled(4);
-          request.set_session_id(id);
-          request.set_expected_turn(turn);
-          request.set_text(" and");
-          const Generation generation = Generate(request);
-          if (!generation.status.ok()) {
-            EXPECT_EQ(generation.status.error_code(), grpc::StatusCode::UNAVAILABLE)
-                << generation.status.error_message();
-            turns.fetch_add(kEnded);
-            turns.notify_one();
-            return;
-          }
-          turn = generation.finished.session_turn();
-          turns.fetch_add(1);
-          turns.notify_one();
-        }
-      });
-    }
-    // After a random count of turns, however long they take, at a random moment of the next ones.
-    const uint64_t enough = 3 + random() % 10;
-    for (uint64_t done = 0; done < enough; done = turns.load()) turns.wait(done);
-    absl::SleepFor(absl::Microseconds(random() % 20'000));
-    server_->Signal(SIGKILL);
-    for (std::thread& client : clients) client.join();
-    ASSERT_THAT(server_->Wait(), IsOk());
-  }
-  // The states are those of so many turns, too.
-  Start(flags);
-  uint64_t committed = 0;
-  for (const auto& [id, unused] : acknowledged) {
-    const uint64_t turns = Get(id).turn();
-    committed += turns;
-    Mirror twin = {Create("twin-" + id), {}, 0};
-    for (uint64_t turn = 0; turn < turns; ++turn) {
-      v1::GenerateRequest request = Sampled(4);
-      request.set_session_id(twin.id);
-      request.set_text(" and");
-      ASSERT_TRUE(Generate(request).status.ok());
-    }
-    v1::SessionCheckpointBody a, b;
-    ASSERT_TRUE(a.ParseFromString(Export(id).body()) && b.ParseFromString(Export(twin.id).body()));
-    EXPECT_EQ(a.SerializeAsString(), b.SerializeAsString()) << id;
-  }
-  EXPECT_GE(committed, 3u * static_cast<uint64_t>(cycles));
 }
 
 }  // namespace
