@@ -1,8 +1,11 @@
 #include "server/sampling/filters.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
+
+#include "absl/base/casts.h"
 
 namespace mmfree {
 namespace {
@@ -19,23 +22,18 @@ bool Likelier(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
 
-uint64_t Sum(Candidates::const_iterator begin, Candidates::const_iterator end) {
-  uint64_t sum = 0;
-  for (; begin != end; ++begin) sum += begin->weight;
-  return sum;
-}
-
-// Keeps the shortest prefix in the order `before` whose weights sum to `target` or more, one
+// Keeps the shortest prefix in the order `before` whose amounts sum to `target` or more, one
 // candidate at least. Linear on average; the result does not depend on how it divides.
-template <typename Before>
-void KeepPrefix(uint64_t target, Before before, Candidates* candidates) {
+template <typename Before, typename Amount>
+void CutPrefix(uint64_t target, Before before, Amount amount, Candidates* candidates) {
   auto begin = candidates->begin();
   auto end = candidates->end();
   // What is before `begin` stays; the prefix ends after one or more of [begin, end).
   while (end - begin > 1) {
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, before);
-    const uint64_t left = Sum(begin, middle);
+    uint64_t left = 0;
+    for (auto it = begin; it != middle; ++it) left += amount(*it);
     if (left >= target) {
       end = middle;
     } else {
@@ -46,10 +44,52 @@ void KeepPrefix(uint64_t target, Before before, Candidates* candidates) {
   candidates->erase(end, candidates->end());
 }
 
-void KeepTopK(uint32_t k, Candidates* candidates) {
+// The same, for many: they are counted into bins that follow each other in the order, so that only
+// the bin in which the prefix ends is looked at closely. `distance`, not negative, never falls
+// along the order.
+template <typename Before, typename Amount, typename Distance>
+void KeepPrefix(uint64_t target, Before before, Amount amount, Distance distance,
+                Candidates* candidates) {
+  // Exponent and four binary places of a distance.
+  constexpr int kShift = 19;
+  constexpr size_t kBins = size_t{1} << (31 - kShift);
+  constexpr size_t kFew = 512;
+  if (candidates->size() <= kFew) {
+    CutPrefix(target, before, amount, candidates);
+    return;
+  }
+  const auto bin_of = [&distance](const Candidate& c) {
+    return absl::bit_cast<uint32_t>(distance(c)) >> kShift;
+  };
+  target = std::max<uint64_t>(target, 1);  // one candidate at least
+  std::array<uint64_t, kBins> amounts = {};
+  for (const Candidate& c : *candidates) amounts[bin_of(c)] += amount(c);
+  size_t last = 0;
+  while (last + 1 < kBins && amounts[last] < target) target -= amounts[last++];
+  Candidates edge;
+  const auto beyond = [&](const Candidate& c) {
+    const size_t bin = bin_of(c);
+    if (bin == last) edge.push_back(c);
+    return bin >= last;
+  };
+  candidates->erase(std::remove_if(candidates->begin(), candidates->end(), beyond),
+                    candidates->end());
+  if (!edge.empty()) CutPrefix(target, before, amount, &edge);
+  candidates->insert(candidates->end(), edge.begin(), edge.end());
+}
+
+uint64_t WeightOf(const Candidate& c) { return c.weight; }
+
+// How far a candidate is behind the likeliest.
+struct Behind {
+  float max_logit;
+  float operator()(const Candidate& c) const { return max_logit - c.logit; }
+};
+
+void KeepTopK(uint32_t k, float max_logit, Candidates* candidates) {
   if (candidates->size() <= k) return;
-  std::nth_element(candidates->begin(), candidates->begin() + k, candidates->end(), Likelier);
-  candidates->resize(k);
+  KeepPrefix(
+      k, Likelier, [](const Candidate&) { return uint64_t{1}; }, Behind{max_logit}, candidates);
 }
 
 void KeepTypical(float share, float max_logit, float inverse_temperature, Candidates* candidates) {
@@ -75,7 +115,7 @@ void KeepTypical(float share, float max_logit, float inverse_temperature, Candid
         const uint64_t from_b = distance(b);
         return from_a != from_b ? from_a < from_b : a.id < b.id;
       },
-      candidates);
+      WeightOf, [&](const Candidate& c) { return static_cast<float>(distance(c)); }, candidates);
 }
 
 void KeepAtLeast(float share, Candidates* candidates) {
@@ -98,13 +138,14 @@ uint64_t ShareOf(float share, uint64_t total) {
 
 void ApplyFilters(const FilterOptions& options, float max_logit, float inverse_temperature,
                   std::vector<Candidate>* candidates) {
-  if (options.top_k > 0) KeepTopK(options.top_k, candidates);
+  if (options.top_k > 0) KeepTopK(options.top_k, max_logit, candidates);
   if (options.typical_p < 1.0f) {
     KeepTypical(options.typical_p, max_logit, inverse_temperature, candidates);
   }
   if (options.top_p < 1.0f) {
-    KeepPrefix(ShareOf(options.top_p, Sum(candidates->begin(), candidates->end())), Likelier,
-               candidates);
+    uint64_t total = 0;
+    for (const Candidate& c : *candidates) total += c.weight;
+    KeepPrefix(ShareOf(options.top_p, total), Likelier, WeightOf, Behind{max_logit}, candidates);
   }
   if (options.min_p > 0.0f) KeepAtLeast(options.min_p, candidates);
 }

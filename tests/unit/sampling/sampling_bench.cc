@@ -54,6 +54,20 @@ void BM_TemperatureOnly(benchmark::State& state) {  // the scalar definition, fo
 }
 BENCHMARK(BM_TemperatureOnly);
 
+void BM_BannedIds(benchmark::State& state) {
+  RequestSampler::Options options;
+  options.banned = {5, 6, 7};
+  RunSampler(state, options);
+}
+BENCHMARK(BM_BannedIds);
+
+void BM_AllowedIds(benchmark::State& state) {
+  RequestSampler::Options options;
+  for (int32_t id = 0; id < 100; ++id) options.allowed.push_back(100 * id);
+  RunSampler(state, options);
+}
+BENCHMARK(BM_AllowedIds);
+
 void BM_LogitBias(benchmark::State& state) {
   RequestSampler::Options options;
   options.bias = {{5, 1.0f}};
@@ -95,6 +109,14 @@ void BM_MinP(benchmark::State& state) {
   RunSampler(state, options);
 }
 BENCHMARK(BM_MinP);
+
+void BM_EveryFilterAndPenalty(benchmark::State& state) {
+  RequestSampler::Options options;
+  options.penalties = {1.1f, 64, 0.1f, 0.1f};
+  options.filters = {400, 0.95f, 0.9f, 0.01f};
+  RunSampler(state, options);
+}
+BENCHMARK(BM_EveryFilterAndPenalty);
 
 void BM_TopLogprobs(benchmark::State& state) {
   RequestSampler::Options options;
@@ -162,10 +184,10 @@ void BM_MaskFirstTime(benchmark::State& state) {
 }
 BENCHMARK(BM_MaskFirstTime);
 
-// A whole output under the schema, so that states repeat as they do in use.
-void BM_JsonSchemaToken(benchmark::State& state) {
+// Whole outputs under a constraint, so that states repeat as they do in use. Sampling included.
+void BM_ConstrainedToken(benchmark::State& state, ConstraintCache::Kind kind, const char* text) {
   ConstraintCache cache(MakeVocabulary);
-  const auto constraint = *cache.Compile(ConstraintCache::Kind::kJsonSchema, kSchema);
+  const auto constraint = *cache.Compile(kind, text);
   uint64_t position = 0;
   for (auto _ : state) {
     state.PauseTiming();
@@ -181,9 +203,14 @@ void BM_JsonSchemaToken(benchmark::State& state) {
       sampler.Append(token);
     }
   }
-  state.SetItemsProcessed(state.iterations() * 32);
+  state.counters["per_token"] = benchmark::Counter(
+      32, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
-BENCHMARK(BM_JsonSchemaToken);
+BENCHMARK_CAPTURE(BM_ConstrainedToken, json_schema, ConstraintCache::Kind::kJsonSchema, kSchema);
+BENCHMARK_CAPTURE(BM_ConstrainedToken, regex, ConstraintCache::Kind::kRegex,
+                  "([a-z]+ ){4}[A-Z][a-z]*[.!?]");
+BENCHMARK_CAPTURE(BM_ConstrainedToken, grammar, ConstraintCache::Kind::kGrammar,
+                  "root ::= e\ne ::= t ([-+] t)*\nt ::= [0-9]+ | \"(\" e \")\"");
 
 }  // namespace
 }  // namespace mmfree
