@@ -24,6 +24,14 @@ enum class Phase : uint8_t {
   kParked,     // paused, and its slot was given to another; its owner has its state
 };
 
+// What TurnOrder lines up.
+enum class Line : uint8_t {
+  kWaiting,  // for a slot
+  kFeeding,  // for the next chunk of its prompt
+  kNone,
+};
+inline constexpr size_t kNumLines = 2;
+
 // The owner keeps it at one address from Enqueue to Remove; the first fields are the owner's and
 // constant in between, the last the policy's.
 struct SchedulerEntry : EntryListNode {
@@ -33,6 +41,7 @@ struct SchedulerEntry : EntryListNode {
   Priority priority = Priority::kNormal;
   std::string caller;  // whose share of the service it counts against
   int32_t share = 1;   // of that caller, in proportion to the others'; at least 1
+  int64_t cached = 0;  // tokens of the prompt that probably need not be fed: only for its turn
 
   // Set by the owner until the entry's first step is planned (Policy::Prepare is the last chance),
   // advanced by the policy: tokens of the prompt that are in the state. Less than prompt_tokens.
@@ -40,17 +49,21 @@ struct SchedulerEntry : EntryListNode {
   // The owner's to set at any time between steps: while it is above `fed`, a chunk does not go
   // beyond it, so that the state after exactly this many tokens of the prompt can be read.
   int64_t chunk_boundary = 0;
+  // The owner's, set like that and told to Policy::Refile: while it is above `fed`, others wait for
+  // the state after so many tokens of the prompt, and its turn is that of one that ends there.
+  int64_t awaited = 0;
   // Set by the owner in Policy::Prepare: keeps its slot and skips steps until Policy::Unhold.
   bool held = false;
 
   Phase phase = Phase::kNone;
   Priority rank = Priority::kNormal;  // its priority, or above it once its age has counted
   int32_t slot = -1;                  // while it holds one
-  int64_t planned_step = 0;           // the last one in which it had a prompt chunk
-  size_t index = 0;                   // in the policy's list of decoding, paused or parked entries
+  size_t index = 0;                   // in the policy's list of entries in its phase
   absl::Time arrival;                 // when it was enqueued
+  bool begun = false;                 // it has been prepared, so `fed` is right
   CallerAccount* account = nullptr;
-  int64_t pledged = 0;  // tokens of its prompt that its account counts in advance
+  Line line = Line::kNone;
+  int size = 0;  // PromptSize of what is left, while in a line
 };
 
 }  // namespace mmfree

@@ -37,7 +37,10 @@ int32_t Policy::Capacity(const Options& options) {
 }
 
 Policy::Policy(const Options& options, Prepare prepare)
-    : options_(options), capacity_(Capacity(options)), prepare_(std::move(prepare)) {
+    : options_(options),
+      capacity_(Capacity(options)),
+      prepare_(std::move(prepare)),
+      order_(options.prefill_chunk) {
   free_slots_.reserve(options.num_slots);
   // Low slots first, so that a lightly loaded backend touches little memory.
   for (int32_t slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
@@ -51,15 +54,17 @@ void Policy::Enqueue(SchedulerEntry* entry, absl::Time now) {
   entry->rank = entry->priority;
   entry->slot = -1;
   entry->arrival = now;
-  line_.Join(entry);
-  line_.Append(entry);
+  entry->begun = false;
+  order_.Join(entry);
+  order_.Append(entry, Line::kWaiting);
   if (entry->deadline != absl::InfiniteFuture()) deadlines_.insert(entry);
 }
 
 void Policy::Unlist(SchedulerEntry* entry) {
   switch (entry->phase) {
     case Phase::kPrefill:
-      prefilling_[Index(entry->rank)].Erase(entry);
+      EraseAt(&prefilling_[Index(entry->rank)], entry);
+      if (entry == aged_) aged_ = nullptr;
       break;
     case Phase::kDecode:
       EraseAt(&decoding_[Index(entry->rank)], entry);
@@ -79,12 +84,9 @@ void Policy::Unlist(SchedulerEntry* entry) {
 
 void Policy::Remove(SchedulerEntry* entry) {
   ABSL_RAW_CHECK(entry->phase != Phase::kNone, "removed an entry that is not held");
-  if (entry->phase == Phase::kWaiting || entry->phase == Phase::kPreempted) {
-    line_.Withdraw(entry);
-  } else {
-    Unlist(entry);
-  }
-  line_.Leave(entry);
+  if (entry->phase != Phase::kWaiting && entry->phase != Phase::kPreempted) Unlist(entry);
+  order_.Withdraw(entry);
+  order_.Leave(entry);
   if (entry->slot >= 0) free_slots_.push_back(entry->slot);
   entry->slot = -1;
   entry->phase = Phase::kNone;
@@ -104,16 +106,26 @@ size_t Policy::decoding() const {
   return rows;
 }
 
-// The entry to take a slot from for one of class `priority`; null when there is none. A paused one
-// makes no use of its slot. Otherwise one of the lowest class, and one that streams before one that
-// is still to answer.
-SchedulerEntry* Policy::FindVictim(Priority priority) const {
+// The entry that one in line can take a slot from; null when there is none. A paused one makes no
+// use of its slot. Otherwise one of the lowest class, and one that streams before one that is still
+// to answer. Otherwise the longest of the longer prompts of the same class: it would not be fed
+// before this one anyway.
+SchedulerEntry* Policy::FindVictim(const SchedulerEntry& taker, const Plan& plan) const {
+  // In an aged step the tokens may have gone to a prompt of a lower class.
+  if (steps_ % kAgedStep == 0 || plan.preempted.size() >= kMaxPreemptionsPerStep) return nullptr;
   if (!paused_.empty()) return paused_.back();
-  for (size_t rank = 0; rank < Index(priority); ++rank) {
+  for (size_t rank = 0; rank < Index(taker.priority); ++rank) {
     if (!decoding_[rank].empty()) return decoding_[rank].back();
     if (!prefilling_[rank].empty()) return prefilling_[rank].back();
   }
-  return nullptr;
+  SchedulerEntry* victim = nullptr;
+  int longest = taker.size;
+  for (SchedulerEntry* entry : prefilling_[Index(taker.priority)]) {
+    if (entry->line != Line::kFeeding || entry->size <= longest || entry == aged_) continue;
+    victim = entry;
+    longest = entry->size;
+  }
+  return victim;
 }
 
 void Policy::Preempt(SchedulerEntry* victim, Plan* plan) {
@@ -123,47 +135,12 @@ void Policy::Preempt(SchedulerEntry* victim, Plan* plan) {
   if (victim->phase == Phase::kPaused) {
     victim->phase = Phase::kParked;
     Append(&parked_, victim);
-  } else {
-    victim->phase = Phase::kPreempted;
-    line_.Prepend(victim);
+    return;
   }
-}
-
-// Frees slots for those that wait: as many as they are, a step may take away, and a step of
-// `prompt_tokens` has use for (a slot that must wait for tokens is better left where it is).
-void Policy::PreemptForWaiting(int64_t prompt_tokens, Plan* plan) {
-  // In an aged step the tokens may go to a prompt of a lower class.
-  if (line_.empty() || steps_ % kAgedStep == 0) return;
-  int64_t free = capacity_ - static_cast<int64_t>(running());
-  for (int rank = kNumPriorities - 1; rank >= 0; --rank) {
-    const Priority priority = static_cast<Priority>(rank);
-    int64_t want = static_cast<int64_t>(line_.size(priority)) - std::max<int64_t>(free, 0);
-    free -= static_cast<int64_t>(line_.size(priority));
-    const EntryList<SchedulerEntry>& prefilling = prefilling_[rank];
-    for (const SchedulerEntry* entry = prefilling.front(); entry != nullptr && prompt_tokens > 0;
-         entry = prefilling.After(entry)) {
-      if (entry->held) continue;
-      prompt_tokens -= std::min<int64_t>(options_.prefill_chunk, entry->prompt_tokens - entry->fed);
-    }
-    while (want > 0 && prompt_tokens > 0 && plan->preempted.size() < kMaxPreemptionsPerStep) {
-      SchedulerEntry* const victim = FindVictim(priority);
-      if (victim == nullptr) break;
-      Preempt(victim, plan);
-      prompt_tokens -= options_.prefill_chunk;
-      --want;
-    }
-  }
-}
-
-void Policy::AddPrefillRow(SchedulerEntry* entry, int64_t limit, Plan* plan) const {
-  int64_t tokens = std::min<int64_t>(
-      {options_.prefill_chunk, entry->prompt_tokens - entry->fed, limit - plan->tokens});
-  if (entry->chunk_boundary > entry->fed) {
-    tokens = std::min(tokens, entry->chunk_boundary - entry->fed);
-  }
-  entry->planned_step = steps_;
-  plan->rows.push_back({entry, static_cast<int32_t>(tokens)});
-  plan->tokens += tokens;
+  if (victim->phase == Phase::kDecode) ++room_left_;
+  order_.Withdraw(victim);
+  victim->phase = Phase::kPreempted;
+  order_.Prepend(victim, Line::kWaiting);
 }
 
 void Policy::StartDecoding(SchedulerEntry* entry) {
@@ -171,68 +148,99 @@ void Policy::StartDecoding(SchedulerEntry* entry) {
   Append(&decoding_[Index(entry->rank)], entry);
 }
 
-// Gives an entry in line a slot and its first row; a slot and budget are left.
-void Policy::Admit(SchedulerEntry* entry, bool in_turn, int64_t limit, Plan* plan) {
+// `tokens` of its prompt, or fewer when there is a boundary before.
+int64_t Policy::CutAtBoundary(const SchedulerEntry& entry, int64_t tokens) {
+  const int64_t to_boundary = entry.chunk_boundary - entry.fed;
+  return to_boundary > 0 ? std::min(tokens, to_boundary) : tokens;
+}
+
+void Policy::AddPromptRow(SchedulerEntry* entry) {
+  order_.Withdraw(entry);
+  const int64_t tokens =
+      CutAtBoundary(*entry, std::min<int64_t>({options_.prefill_chunk,
+                                               entry->prompt_tokens - entry->fed, tokens_left()}));
+  prompt_rows_.push_back({entry, static_cast<int32_t>(tokens)});
+  prompt_left_ -= tokens;
+  room_left_ -= tokens;
+  order_.Charge(entry, tokens);
+}
+
+// Gives an entry in line a slot and its first row; a slot and tokens are left.
+void Policy::Admit(SchedulerEntry* entry, Plan* plan) {
   ++turns_;
+  order_.Withdraw(entry);
   const bool started = entry->phase == Phase::kPreempted;
-  line_.Withdraw(entry);
+  (started ? plan->resumed : plan->admitted).push_back(entry);
   entry->slot = free_slots_.back();
   free_slots_.pop_back();
-  const bool begins = !started || entry->held;
-  if (begins && prepare_ != nullptr) {
-    prepare_(entry);
+  if (!entry->begun) {
+    if (prepare_ != nullptr) prepare_(entry);
     ABSL_RAW_CHECK(entry->fed < entry->prompt_tokens, "a prompt without a token to feed");
+    entry->begun = !entry->held;
   }
-  (started ? plan->resumed : plan->admitted).push_back(entry);
-  line_.Admitted(entry, 0, in_turn);
-  if (begins) line_.Pledge(entry, entry->prompt_tokens - entry->fed);
   if (entry->fed < entry->prompt_tokens) {
     entry->phase = Phase::kPrefill;
-    prefilling_[Index(entry->rank)].PushBack(entry);
-    if (!entry->held) AddPrefillRow(entry, limit, plan);
+    Append(&prefilling_[Index(entry->rank)], entry);
+    if (!entry->held) AddPromptRow(entry);
   } else {
-    // Its row joins the decoding ones, which come first.
     StartDecoding(entry);
-    plan->rows.push_back({entry, 1});
-    std::swap(plan->rows[plan->decode_rows], plan->rows.back());
-    ++plan->decode_rows;
-    ++plan->tokens;
+    --prompt_left_;
+    --room_left_;
   }
 }
 
-void Policy::AdmitAged(absl::Time now, int64_t limit, Plan* plan) {
-  SchedulerEntry* const oldest = line_.Oldest();
-  if (oldest == nullptr || turns_ + 1 < options_.aged_turn ||
-      now - oldest->arrival < options_.age || !HasFreeSlot() || plan->tokens >= limit) {
+void Policy::AdmitAged(absl::Time now, Plan* plan) {
+  SchedulerEntry* const oldest = order_.Oldest(Line::kWaiting);
+  if (oldest == nullptr || aged_ != nullptr || turns_ + 1 < options_.aged_turn ||
+      now - oldest->arrival < options_.age || !HasFreeSlot() || tokens_left() <= 0) {
     return;
   }
   oldest->rank = Priority::kHigh;
-  Admit(oldest, /*in_turn=*/false, limit, plan);
+  Admit(oldest, plan);
   turns_ = 0;
+  if (oldest->phase == Phase::kPrefill) aged_ = oldest;
 }
 
-void Policy::PlanPrompts(Priority priority, int64_t limit, Plan* plan) {
-  const EntryList<SchedulerEntry>& prefilling = prefilling_[Index(priority)];
-  for (SchedulerEntry* entry = prefilling.front(); entry != nullptr && plan->tokens < limit;
-       entry = prefilling.After(entry)) {
-    // One that was admitted for its age has its row.
-    if (entry->planned_step != steps_ && !entry->held) AddPrefillRow(entry, limit, plan);
-  }
-  while (plan->tokens < limit && HasFreeSlot()) {
-    SchedulerEntry* const next = line_.Next(priority);
-    if (next == nullptr) break;
-    Admit(next, /*in_turn=*/true, limit, plan);
+void Policy::FeedOldest() {
+  SchedulerEntry* const oldest = order_.Oldest(Line::kFeeding);
+  if (oldest != nullptr && tokens_left() > 0) AddPromptRow(oldest);
+}
+
+void Policy::TakeTurns(Priority priority, Plan* plan) {
+  while (tokens_left() > 0) {
+    SchedulerEntry* entry = order_.Next(priority, /*slot_left=*/true);
+    if (entry != nullptr && entry->line == Line::kWaiting && !HasFreeSlot()) {
+      SchedulerEntry* const victim = FindVictim(*entry, *plan);
+      if (victim != nullptr) {
+        Preempt(victim, plan);
+      } else {
+        entry = order_.Next(priority, /*slot_left=*/false);
+      }
+    }
+    if (entry == nullptr) break;
+    order_.TookTurn(entry);
+    if (entry->line == Line::kFeeding) {
+      AddPromptRow(entry);
+    } else {
+      Admit(entry, plan);
+    }
   }
 }
 
-// Of the entries that are being fed; null when none is.
-SchedulerEntry* Policy::OldestOfLowest() const {
-  for (const EntryList<SchedulerEntry>& list : prefilling_) {
-    SchedulerEntry* entry = list.front();
-    while (entry != nullptr && entry->held) entry = list.After(entry);
-    if (entry != nullptr) return entry;
+// The boundary of a prompt may have been set after its row was added.
+void Policy::WriteRows(Plan* plan) {
+  for (const std::vector<SchedulerEntry*>& list : decoding_) {
+    for (SchedulerEntry* entry : list) plan->rows.push_back({entry, 1});
   }
-  return nullptr;
+  plan->decode_rows = static_cast<int32_t>(plan->rows.size());
+  plan->tokens = plan->decode_rows;
+  for (Row& row : prompt_rows_) {
+    const int32_t tokens = static_cast<int32_t>(CutAtBoundary(*row.entry, row.tokens));
+    if (tokens < row.tokens) order_.Charge(row.entry, tokens - row.tokens);
+    row.tokens = tokens;
+    plan->rows.push_back(row);
+    plan->tokens += row.tokens;
+  }
 }
 
 void Policy::PlanStep(absl::Time now, int64_t prompt_budget, Plan* plan) {
@@ -240,36 +248,31 @@ void Policy::PlanStep(absl::Time now, int64_t prompt_budget, Plan* plan) {
   plan->admitted.clear();
   plan->resumed.clear();
   plan->preempted.clear();
+  prompt_rows_.clear();
   ++steps_;
-  prompt_budget = std::max<int64_t>(prompt_budget, 1);
-  PreemptForWaiting(std::min<int64_t>(prompt_budget, options_.step_token_budget -
-                                                         static_cast<int64_t>(decoding())),
-                    plan);
-  for (const std::vector<SchedulerEntry*>& list : decoding_) {
-    for (SchedulerEntry* entry : list) plan->rows.push_back({entry, 1});
-  }
-  plan->decode_rows = static_cast<int32_t>(plan->rows.size());
-  plan->tokens = plan->decode_rows;
-  const int64_t limit = std::min<int64_t>(options_.step_token_budget, plan->tokens + prompt_budget);
-  AdmitAged(now, limit, plan);
-  if (steps_ % kAgedStep == 0 && plan->tokens < limit) {
-    SchedulerEntry* const lowest = OldestOfLowest();
-    if (lowest != nullptr && lowest->planned_step != steps_) AddPrefillRow(lowest, limit, plan);
-  }
+  prompt_left_ = std::max<int64_t>(prompt_budget, 1);
+  room_left_ = options_.step_token_budget - static_cast<int64_t>(decoding());
+  if (steps_ % kAgedStep == 0) FeedOldest();
+  AdmitAged(now, plan);
   for (int rank = kNumPriorities - 1; rank >= 0; --rank) {
-    PlanPrompts(static_cast<Priority>(rank), limit, plan);
+    TakeTurns(static_cast<Priority>(rank), plan);
   }
+  WriteRows(plan);
 }
 
 void Policy::CompleteStep(const Plan& plan) {
-  for (int32_t i = 0; i < plan.decode_rows; ++i) line_.Charge(plan.rows[i].entry, 1);
+  for (int32_t i = 0; i < plan.decode_rows; ++i) order_.Charge(plan.rows[i].entry, 1);
   for (size_t i = plan.decode_rows; i < plan.rows.size(); ++i) {
     SchedulerEntry* const entry = plan.rows[i].entry;
     entry->fed += plan.rows[i].tokens;
-    line_.Charge(entry, plan.rows[i].tokens);
     if (entry->fed < entry->prompt_tokens) continue;
-    prefilling_[Index(entry->rank)].Erase(entry);
+    Unlist(entry);
     StartDecoding(entry);
+  }
+  // Who came first stays before the others.
+  for (size_t i = plan.rows.size(); i-- > static_cast<size_t>(plan.decode_rows);) {
+    SchedulerEntry* const entry = plan.rows[i].entry;
+    if (entry->phase == Phase::kPrefill) order_.Prepend(entry, Line::kFeeding);
   }
 }
 
@@ -288,13 +291,14 @@ void Policy::Resume(SchedulerEntry* entry) {
     StartDecoding(entry);
   } else {
     entry->phase = Phase::kPreempted;
-    line_.Prepend(entry);
+    order_.Prepend(entry, Line::kWaiting);
   }
 }
 
 void Policy::Unhold(SchedulerEntry* entry) {
   entry->held = false;
-  line_.Pledge(entry, entry->prompt_tokens - entry->fed);
+  entry->begun = true;
+  order_.Append(entry, Line::kFeeding);
 }
 
 }  // namespace mmfree

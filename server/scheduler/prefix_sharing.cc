@@ -88,7 +88,7 @@ RequestState* PrefixSharing::FindFeed(const RequestState& request, int64_t known
       nodes.pop_back();
       for (RequestState* feed : node->value.requests) {
         if (feed->phase == Phase::kPrefill && !feed->held && feed->rank >= request.rank &&
-            feed->fed >= known && feed->fed < *shared) {
+            feed->priority >= request.priority && feed->fed >= known && feed->fed < *shared) {
           return feed;
         }
       }
@@ -127,6 +127,16 @@ void PrefixSharing::Join(RequestState* request, RequestState* feed, int64_t know
   request->prefix.joined = feed;
   request->prefix.has_joined = true;
   feed->prefix.joiners.push_back(request);
+  SetAwaited(feed);
+}
+
+// The nearest of the positions that others wait for; none: 0.
+void PrefixSharing::SetAwaited(RequestState* feed) {
+  feed->awaited = 0;
+  for (const RequestState* joiner : feed->prefix.joiners) {
+    const int64_t at = joiner->prefix.join_at;
+    if (feed->awaited == 0 || at < feed->awaited) feed->awaited = at;
+  }
 }
 
 // `common`: where other prompts are known to part from this one. That is where the next one that
@@ -161,6 +171,7 @@ void PrefixSharing::AddState(RequestState* request, SharedState state) {
   SetChunkBoundary(request);
   Release(request, request->fed, state);
   if (prefix.checkpoints.empty()) StopFeeding(request);
+  SetAwaited(request);
 }
 
 void PrefixSharing::Release(RequestState* feed, int64_t position, const SharedState& state) {
@@ -201,8 +212,10 @@ void PrefixSharing::StopFeeding(RequestState* request) {
 
 void PrefixSharing::Leave(RequestState* request) {
   StopFeeding(request);
+  SetAwaited(request);
   if (RequestState* const feed = std::exchange(request->prefix.joined, nullptr); feed != nullptr) {
     EraseFrom(&feed->prefix.joiners, request);
+    SetAwaited(feed);
   } else if (request->held) {
     EraseFrom(&released_, request);
   }

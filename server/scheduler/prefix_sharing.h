@@ -21,8 +21,10 @@ namespace mmfree {
 // Decides where a prompt starts, at which of its positions the state is kept, and which other
 // prompt it waits for (decisions/0511). It waits only for one that is being fed, shares at least
 // kLeastGain more tokens with it than the cache knows, is at least as far, and is not of a lower
-// rank; so whoever it waits for is not served after it. When that one ends or loses its slot, those
-// that waited go on from the last state there is: the first of them feeds, the others wait for it.
+// class or rank; and the turn of that one is that of a prompt which ends where the nearest waiter
+// wants to start (`awaited`). So whoever it waits for is not served after it. When that one ends or
+// loses its slot, those that waited go on from the last state there is: the first of them feeds,
+// the others wait for it.
 //
 // The step thread's; no locks of its own.
 class PrefixSharing {
@@ -46,7 +48,7 @@ class PrefixSharing {
   int64_t Peek(absl::string_view space, absl::Span<const int32_t> prompt) const;
 
   // The request has a slot and starts, or has been released: sets fed, initial_state and
-  // chunk_boundary, or `held` when it is to wait.
+  // chunk_boundary, or `held` when it is to wait, and then `awaited` of prefix.joined.
   void Prepare(RequestState* request);
 
   // Whether the state of the request's slot is to be given to AddState before it is fed further.
@@ -54,7 +56,7 @@ class PrefixSharing {
     const std::vector<int64_t>& checkpoints = request.prefix.checkpoints;
     return !checkpoints.empty() && checkpoints.back() == request.fed;
   }
-  // The state after request->fed tokens; null when it could not be read.
+  // The state after request->fed tokens; null when it could not be read. Sets `awaited` anew.
   void AddState(RequestState* request, SharedState state);
 
   // The request has ended or lost its slot: it neither waits nor is waited for. One that was held
@@ -80,6 +82,7 @@ class PrefixSharing {
                          int64_t* common);
   void Join(RequestState* request, RequestState* feed, int64_t known, int64_t shared);
   std::vector<int64_t> PlanCheckpoints(int64_t known, int64_t common, int64_t end) const;
+  static void SetAwaited(RequestState* feed);
   void StartFeeding(RequestState* request);
   void StopFeeding(RequestState* request);
   void Release(RequestState* feed, int64_t position, const SharedState& state);

@@ -31,7 +31,6 @@ struct PrefixState {
   RequestState* joined = nullptr;      // whom it waits for itself, while held
   int64_t join_at = 0;                 // until that one has fed so many tokens
   bool has_joined = false;
-  int64_t spared = 0;  // tokens of the prompt that are not counted as work, as they are shared
   // What it was released with, until it is prepared.
   SharedState joined_state;
   int64_t joined_tokens = 0;
@@ -84,6 +83,10 @@ struct RequestState : SchedulerEntry {
   // Steps that it takes once its prompt is fed: at most, and from its first one on as expected.
   int64_t expected_steps = 1;
   int64_t open_steps = 0;  // of these, those that it may end without; none from its first one on
+  // Among the work ahead (work_ahead.h): as what, and the tokens of its prompt.
+  enum class Counted : uint8_t { kNot, kWaiting, kRunning };
+  Counted counted = Counted::kNot;
+  int64_t counted_prompt = 0;
   std::vector<float> saved_state;   // while preempted or parked, [state_floats]
   int64_t least_backlog = 0;        // since it was paused: falls while the client reads
   absl::Time last_read;             // when that was seen to fall

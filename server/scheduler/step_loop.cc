@@ -22,7 +22,6 @@ Policy::Options WithSlots(Policy::Options options, const BackendInfo& info) {
   return options;
 }
 
-// Prompt tokens of one request in one step at most.
 int64_t FullChunk(const Policy::Options& options) {
   return std::min(options.prefill_chunk, options.step_token_budget);
 }
@@ -33,9 +32,10 @@ StepLoop::StepLoop(const Options& options, std::unique_ptr<Backend> backend, Mod
     : options_(options),
       backend_(std::move(backend)),
       metrics_(metrics),
+      full_chunk_(FullChunk(WithSlots(options.policy, backend_->info()))),
       admission_({Policy::Capacity(WithSlots(options.policy, backend_->info())), options.max_queue,
                   options.max_queue_tokens}),
-      throughput_(FullChunk(WithSlots(options.policy, backend_->info()))),
+      throughput_(full_chunk_),
       sharing_(options.prefixes, metrics),
       policy_(WithSlots(options.policy, backend_->info()),
               [this](SchedulerEntry* entry) { PreparePrompt(StateOf(entry)); }),
@@ -78,8 +78,9 @@ void StepLoop::Run() {
 // Of a request that has a slot: says from where on it is fed, unless it is to wait.
 void StepLoop::PreparePrompt(RequestState* request) {
   sharing_.Prepare(request);
-  const int64_t spared = request->held ? request->prefix.join_at : request->fed;
-  WorkOf(*request).prompt_tokens -= spared - std::exchange(request->prefix.spared, spared);
+  if (request->held) policy_.Refile(request->prefix.joined);
+  CountPrompt(request,
+              request->prompt_tokens - (request->held ? request->prefix.join_at : request->fed));
   counts_changed_ = true;
   if (request->held) return;
   tokens_done_ += request->fed;
@@ -94,26 +95,39 @@ void StepLoop::ResumeReleased() {
   }
 }
 
-// The boundary of a prompt may have been set after its chunk was planned.
-void StepLoop::CutChunks() {
-  for (size_t i = plan_.decode_rows; i < plan_.rows.size(); ++i) {
-    Policy::Row& row = plan_.rows[i];
-    const int64_t left = row.entry->chunk_boundary - row.entry->fed;
-    if (left <= 0 || left >= row.tokens) continue;
-    plan_.tokens -= row.tokens - left;
-    row.tokens = static_cast<int32_t>(left);
-  }
-}
-
 void StepLoop::PlanStep(absl::Time now) {
   ResumeReleased();
-  const int64_t decoding = static_cast<int64_t>(policy_.decoding());
-  const int64_t prompt_budget =
-      decoding == 0 ? policy_.capacity() + int64_t{options_.policy.step_token_budget}
-                    : current_throughput_.PromptBudget(options_.step_time_target, decoding);
+  // Without decoding rows nobody's stream waits for the step, but whoever comes meanwhile does, and
+  // a cancellation.
+  const int64_t prompt_budget = current_throughput_.PromptBudget(
+      options_.step_time_target, static_cast<int64_t>(policy_.decoding()));
   policy_.PlanStep(now, prompt_budget, &plan_);
-  CutChunks();
   CountPlan();
+}
+
+// The request waits for a slot from now on, or has one, or neither counts.
+void StepLoop::CountAs(RequestState* request, RequestState::Counted counted) {
+  const auto add = [this, request](int count) {
+    Work& work = WorkOf(*request, &work_changes_);
+    if (request->counted == RequestState::Counted::kWaiting) {
+      work.AddWaiting(request->expected_steps, request->open_steps, count);
+    } else if (request->counted == RequestState::Counted::kRunning) {
+      work.AddRunning(request->expected_steps, count);
+    }
+  };
+  add(-1);
+  request->counted = counted;
+  add(1);
+}
+
+// So many tokens of the request's prompt are still to be fed for it.
+void StepLoop::CountPrompt(RequestState* request, int64_t tokens_left) {
+  const RequestState::Counted counted = request->counted;
+  CountAs(request, RequestState::Counted::kNot);
+  WorkOf(*request, &work_changes_).prompt_tokens -= request->counted_prompt;
+  request->counted_prompt = tokens_left;
+  WorkOf(*request, &work_changes_).prompt_tokens += tokens_left;
+  CountAs(request, counted);
 }
 
 // What the plan moves between the counts.
@@ -121,11 +135,11 @@ void StepLoop::CountPlan() {
   const auto started = [this](SchedulerEntry* entry) {
     ++changes_.running[static_cast<size_t>(entry->priority)];
     RequestState* const request = StateOf(entry);
-    WorkOf(*entry).AddWaiting(request->expected_steps, request->open_steps, -1);
+    CountAs(request, RequestState::Counted::kNot);
     request->expected_steps -=
         static_cast<int64_t>((1 - current_throughput_.used()) *
                              static_cast<double>(std::exchange(request->open_steps, 0)));
-    WorkOf(*entry).AddRunning(request->expected_steps, 1);
+    CountAs(request, RequestState::Counted::kRunning);
   };
   for (const Policy::Preemption& preemption : plan_.preempted) {
     SchedulerEntry* const entry = preemption.entry;
@@ -133,8 +147,7 @@ void StepLoop::CountPlan() {
     ++changes_.evicted[static_cast<size_t>(entry->priority)];
     // It was paused, and so left out already.
     if (entry->phase == Phase::kParked) continue;
-    WorkOf(*entry).AddRunning(StateOf(entry)->expected_steps, -1);
-    WorkOf(*entry).AddWaiting(StateOf(entry)->expected_steps, 0, 1);
+    CountAs(StateOf(entry), RequestState::Counted::kWaiting);
   }
   for (SchedulerEntry* entry : plan_.resumed) {
     --changes_.evicted[static_cast<size_t>(entry->priority)];
@@ -245,15 +258,12 @@ bool StepLoop::CheckReader(RequestState* request, absl::Time now) {
 
 void StepLoop::Resume(RequestState* request) {
   policy_.Resume(request);
-  if (request->phase == Phase::kDecode) {
-    WorkOf(*request).AddRunning(request->expected_steps, 1);
-  } else {
-    WorkOf(*request).AddWaiting(request->expected_steps, 0, 1);
-  }
+  CountAs(request, request->phase == Phase::kDecode ? RequestState::Counted::kRunning
+                                                    : RequestState::Counted::kWaiting);
 }
 
 void StepLoop::Pause(RequestState* request) {
-  WorkOf(*request).AddRunning(request->expected_steps, -1);
+  CountAs(request, RequestState::Counted::kNot);
   policy_.Pause(request);
 }
 
@@ -263,9 +273,11 @@ void StepLoop::ApplyChanges() {
   const int64_t parked = static_cast<int64_t>(policy_.parked().size());
   const int64_t paused = static_cast<int64_t>(policy_.paused().size()) + parked;
   absl::MutexLock lock(&mutex_);
-  for (size_t i = 0; i < work_.size(); ++i) work_[i] += work_changes_[i];
+  for (size_t i = 0; i < work_.size(); ++i) {
+    for (size_t size = 0; size < work_[i].size(); ++size) work_[i][size] += work_changes_[i][size];
+  }
   work_changes_ = WorkByClass();
-  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal));
+  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal, 0));
   if (!counts_changed_ && parked == parked_ && paused == paused_) return;
   admission_.Apply(changes_);
   tokens_in_flight_ -= std::exchange(tokens_done_, 0);

@@ -81,7 +81,8 @@ class StepLoop {
     int64_t preempted = 0;  // started, and waiting for a slot again
     int64_t tokens_in_flight = 0;
     absl::Duration step_time;
-    std::array<absl::Duration, kNumPriorities> estimated_wait;  // of one that comes now, by class
+    // Of one that comes now with a prompt of one chunk, by class.
+    std::array<absl::Duration, kNumPriorities> estimated_wait;
   };
   Load load() const;
 
@@ -99,7 +100,14 @@ class StepLoop {
   absl::Status CheckFeasible(const RequestState& request) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountWork(RequestState* request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Duration EstimatedWait(Priority priority) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int SizeOf(int64_t prompt_tokens) const { return PromptSize(prompt_tokens, full_chunk_); }
+  // Where it is counted.
+  Work& WorkOf(const RequestState& request, WorkByClass* work) const {
+    return (*work)[static_cast<size_t>(request.priority)][SizeOf(request.counted_prompt)];
+  }
+  // Of a request whose prompt is of this size.
+  absl::Duration EstimatedWait(Priority priority, int size) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetAdmissionGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // The rest is the step thread's: an iteration,
@@ -115,12 +123,9 @@ class StepLoop {
   void PreparePrompt(RequestState* request);
   void ResumeReleased();
   void PlanStep(absl::Time now);
-  void CutChunks();
   void CountPlan();
-  // Of the request's class, not yet applied.
-  ClassWork& WorkOf(const SchedulerEntry& entry) {
-    return work_changes_[static_cast<size_t>(entry.priority)];
-  }
+  void CountAs(RequestState* request, RequestState::Counted counted);
+  void CountPrompt(RequestState* request, int64_t tokens_left);
   void Resume(RequestState* request);
   void Pause(RequestState* request);
   void ApplyChanges();
@@ -161,6 +166,7 @@ class StepLoop {
   const Options options_;
   const std::unique_ptr<Backend> backend_;
   ModelMetrics* const metrics_;
+  const int64_t full_chunk_;  // prompt tokens of one request in one step at most
 
   // The inbox.
   mutable absl::Mutex mutex_;

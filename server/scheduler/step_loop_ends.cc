@@ -99,11 +99,9 @@ void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time 
     case Phase::kWaiting:
       changes_.waiting_tokens -= request->tokens_to_wait();
       --changes_.waiting[priority];
-      WorkOf(*request).AddWaiting(request->expected_steps, request->open_steps, -1);
       break;
     case Phase::kPreempted:
       --changes_.evicted[priority];
-      WorkOf(*request).AddWaiting(request->expected_steps, request->open_steps, -1);
       break;
     case Phase::kParked:
       --changes_.evicted[priority];
@@ -114,13 +112,12 @@ void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time 
     case Phase::kPrefill:
     case Phase::kDecode:
       --changes_.running[priority];
-      WorkOf(*request).AddRunning(request->expected_steps, -1);
       break;
     case Phase::kNone:
       break;
   }
-  WorkOf(*request).prompt_tokens -=
-      request->prompt_tokens - std::max(request->fed, request->prefix.spared);
+  CountAs(request, RequestState::Counted::kNot);
+  CountPrompt(request, 0);
   counts_changed_ = true;
   tokens_done_ += std::exchange(request->tokens_left, 0);
   sharing_.Leave(request);

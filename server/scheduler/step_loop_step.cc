@@ -87,6 +87,7 @@ void StepLoop::CaptureState(RequestState* request) {
   auto state = std::make_shared<std::vector<float>>(backend_->info().state_floats);
   const bool read = backend_->ReadSlot(request->slot, absl::MakeSpan(*state)).ok();
   sharing_.AddState(request, read ? std::move(state) : nullptr);
+  policy_.Refile(request);
 }
 
 void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {
@@ -195,7 +196,7 @@ void StepLoop::HandleOutput(absl::Time now) {
     if (static_cast<int32_t>(i) >= plan_.decode_rows) {
       tokens_done_ += plan_.rows[i].tokens;
       request->tokens_left -= plan_.rows[i].tokens;
-      WorkOf(*request).prompt_tokens -= plan_.rows[i].tokens;
+      CountPrompt(request, request->prompt_tokens - request->fed);
     }
     if (!row.targets.empty()) {
       const int64_t first = request->fed - static_cast<int64_t>(row.tokens.size());

@@ -103,7 +103,10 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
     state->prompt_top.resize(state->score.logprobs.size());
   }
   valid.Update(CheckTokens(state->end_tokens, "ending token ids"));
-  if (valid.ok()) state->prefix.expected = sharing_.Peek(state->prefix.space, state->tokens);
+  if (valid.ok()) {
+    state->prefix.expected = sharing_.Peek(state->prefix.space, state->tokens);
+    state->cached = state->prefix.expected;
+  }
   return SubmitState(std::move(state), std::move(valid));
 }
 
@@ -158,7 +161,7 @@ absl::Status StepLoop::Admit(const RequestState& request) {
   if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
   absl::Status admitted = admission_.Admit(request.priority, request.tokens_to_wait());
   if (!absl::IsResourceExhausted(admitted)) return admitted;
-  const absl::Duration wait = EstimatedWait(request.priority);
+  const absl::Duration wait = EstimatedWait(request.priority, SizeOf(request.tokens_to_wait()));
   absl::Status refusal(admitted.code(),
                        absl::StrCat(admitted.message(), "; one that comes now would wait about ",
                                     absl::FormatDuration(wait)));
@@ -175,14 +178,15 @@ void StepLoop::CountWork(RequestState* request) {
   if (MayEndEarly(*request)) {
     request->open_steps = request->expected_steps - steps(request->min_new_tokens);
   }
-  ClassWork& work = work_[static_cast<size_t>(request->priority)];
+  request->counted = RequestState::Counted::kWaiting;
+  request->counted_prompt = request->tokens_to_wait();
+  Work& work = WorkOf(*request, &work_);
   work.AddWaiting(request->expected_steps, request->open_steps, 1);
-  request->prefix.spared = request->prefix.expected;
-  work.prompt_tokens += request->prompt_tokens - request->prefix.spared;
+  work.prompt_tokens += request->counted_prompt;
 }
 
-absl::Duration StepLoop::EstimatedWait(Priority priority) const {
-  return EstimateWait(work_, priority, policy_.capacity(),
+absl::Duration StepLoop::EstimatedWait(Priority priority, int size) const {
+  return EstimateWait(work_, priority, size, policy_.capacity(),
                       throughput_.Costs(options_.step_time_target));
 }
 
@@ -196,12 +200,15 @@ absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
   const int64_t new_tokens = MayEndEarly(request) ? request.min_new_tokens : request.max_new_tokens;
   const int64_t per_step = request.speculation == nullptr ? 1 : request.speculation->max_run();
   WorkByClass queued = work_;
-  for (ClassWork& work : queued) {
-    work.running_steps = 0;
-    work.running_squares = 0;
+  for (ClassWork& of_class : queued) {
+    for (Work& work : of_class) {
+      work.running_steps = 0;
+      work.running_squares = 0;
+    }
   }
-  const absl::Duration queue_takes = EstimateWait(queued, request.priority, policy_.capacity(),
-                                                  throughput_.Costs(options_.step_time_target));
+  const absl::Duration queue_takes =
+      EstimateWait(queued, request.priority, SizeOf(request.tokens_to_wait()), policy_.capacity(),
+                   throughput_.Costs(options_.step_time_target));
   const absl::Duration least =
       queue_takes / 2 + throughput_.ServiceTime(request.tokens_to_wait(), new_tokens / per_step);
   const absl::Duration left = request.deadline - request.submitted;
@@ -218,7 +225,7 @@ void StepLoop::SetAdmissionGauges() {
   metrics_->SetPaused(paused_);
   metrics_->SetPreempted(admission_.evicted() - parked_);
   metrics_->SetTokensInFlight(tokens_in_flight_);
-  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal));
+  metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal, 0));
 }
 
 void StepLoop::Cancel(RequestHandle handle) {
@@ -255,7 +262,7 @@ StepLoop::Load StepLoop::load() const {
   load.tokens_in_flight = tokens_in_flight_;
   load.step_time = throughput_.step();
   for (size_t i = 0; i < load.estimated_wait.size(); ++i) {
-    load.estimated_wait[i] = EstimatedWait(static_cast<Priority>(i));
+    load.estimated_wait[i] = EstimatedWait(static_cast<Priority>(i), 0);
   }
   return load;
 }

@@ -85,17 +85,18 @@ class Throughput {
   }
 
   // Prompt tokens that a step with so many decoding rows has time for: until `target` in all, or as
-  // long again as decoding takes when that is more. At least kMinPromptTokens; any number before a
-  // prompt has been fed.
+  // long again as decoding takes when that is more. At least kMinPromptTokens; without decoding
+  // rows, or before a prompt has been fed, at least a full chunk.
   int64_t PromptBudget(absl::Duration target, int64_t decode_rows) const {
-    if (prompt_token_ <= absl::ZeroDuration()) return std::numeric_limits<int32_t>::max();
+    if (prompt_token_ <= absl::ZeroDuration()) return full_chunk_;
     // Steps without prompts may have been long ago, with more rows: under a flood there are none.
     const double rows = static_cast<double>(decode_rows);
     const absl::Duration decode_step =
         rows < decode_rows_ ? decode_step_ * (rows / decode_rows_) : decode_step_;
     const absl::Duration left = std::max(target - decode_step, decode_step);
     return std::clamp<int64_t>(static_cast<int64_t>(absl::FDivDuration(left, prompt_token_)),
-                               kMinPromptTokens, std::numeric_limits<int32_t>::max());
+                               decode_rows > 0 ? kMinPromptTokens : full_chunk_,
+                               std::numeric_limits<int32_t>::max());
   }
 
   absl::Duration step() const { return step_; }

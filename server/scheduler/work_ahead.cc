@@ -11,7 +11,7 @@ namespace {
 // the request that runs in it, and then one more each time a request that waits has run through,
 // which takes them all about as long. What is known of those that run is the mean and the deviation
 // of their steps, so they are taken to be spread evenly around the mean.
-double StepsUntil(int64_t departures, const ClassWork& ahead, int32_t capacity, double used) {
+double StepsUntil(int64_t departures, const Work& ahead, int32_t capacity, double used) {
   const double slots = capacity;
   const double waiting_steps =
       static_cast<double>(ahead.waiting_steps) - (1 - used) * static_cast<double>(ahead.open_steps);
@@ -32,7 +32,7 @@ double StepsUntil(int64_t departures, const ClassWork& ahead, int32_t capacity, 
 
 }  // namespace
 
-ClassWork& ClassWork::operator+=(const ClassWork& other) {
+Work& Work::operator+=(const Work& other) {
   waiting += other.waiting;
   running += other.running;
   waiting_steps += other.waiting_steps;
@@ -43,10 +43,14 @@ ClassWork& ClassWork::operator+=(const ClassWork& other) {
   return *this;
 }
 
-absl::Duration EstimateWait(const WorkByClass& work, Priority priority, int32_t capacity,
+absl::Duration EstimateWait(const WorkByClass& work, Priority priority, int size, int32_t capacity,
                             const StepCosts& costs) {
-  ClassWork ahead;
-  for (size_t i = static_cast<size_t>(priority); i < kNumPriorities; ++i) ahead += work[i];
+  Work ahead;
+  const size_t own = static_cast<size_t>(priority);
+  for (int i = 0; i <= size; ++i) ahead += work[own][i];
+  for (size_t higher = own + 1; higher < kNumPriorities; ++higher) {
+    for (const Work& of_size : work[higher]) ahead += of_size;
+  }
   // Its prompt is fed after theirs, beside rows that decode.
   double steps = static_cast<double>(ahead.prompt_tokens) /
                  static_cast<double>(std::max<int64_t>(costs.prompt_budget, 1));

@@ -7,13 +7,14 @@
 
 #include "absl/time/time.h"
 #include "server/scheduler/priority.h"
+#include "server/scheduler/prompt_size.h"
 
 namespace mmfree {
 
-// What the requests of one class have still to do. Those whose readers lag are left out: whoever
-// waits may take their slots. A sum over requests, exact for steps of at most kMaxExpectedSteps, so
-// that it is kept by adding and subtracting, and returns to zero.
-struct ClassWork {
+// What requests have still to do. Those whose readers lag are left out: whoever waits may take
+// their slots. A sum over requests, exact for steps of at most kMaxExpectedSteps, so that it is
+// kept by adding and subtracting, and returns to zero.
+struct Work {
   int64_t waiting = 0;  // requests without a slot
   int64_t running = 0;  // requests with one
   // Steps that they will take once their prompts are fed, as far as can be told; one at least each.
@@ -34,10 +35,12 @@ struct ClassWork {
     running_steps += count * steps;
     running_squares += count * (static_cast<double>(steps) * static_cast<double>(steps));
   }
-  ClassWork& operator+=(const ClassWork& other);
+  Work& operator+=(const Work& other);
 };
 inline constexpr int64_t kMaxExpectedSteps = 1 << 20;
 
+// By the size of what is left of their prompts (prompt_size.h).
+using ClassWork = std::array<Work, kNumPromptSizes>;
 using WorkByClass = std::array<ClassWork, kNumPriorities>;
 
 // What steps cost at present.
@@ -49,9 +52,10 @@ struct StepCosts {
   double used = 1;              // of the steps that a request may end without, those that it takes
 };
 
-// Until a request of this class that arrives now gets its first step, when `capacity` requests can
-// run at once. Lower classes count for nothing: they wait behind it or give way. Always finite.
-absl::Duration EstimateWait(const WorkByClass& work, Priority priority, int32_t capacity,
+// Until a request of this class and size of prompt that arrives now gets its first step, when
+// `capacity` requests can run at once. Lower classes, and longer prompts of its own, count for
+// nothing: they wait behind it or give way. Always finite.
+absl::Duration EstimateWait(const WorkByClass& work, Priority priority, int size, int32_t capacity,
                             const StepCosts& costs);
 
 }  // namespace mmfree

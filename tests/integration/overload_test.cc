@@ -166,6 +166,41 @@ TEST_F(OverloadTest, AThousandClientsThatNeverReadCostOthersNothingAndLittleMemo
   ExpectIdle();
 }
 
+// What a short prompt waits for is its own tokens, however many long ones came before it and
+// whether or not they leave a slot.
+TEST_F(OverloadTest, LongPromptsHoldUpNoShortOnes) {
+  constexpr int kLongs = 6;
+  for (const char* slots : {"--max_sessions=64", "--max_sessions=2"}) {
+    SCOPED_TRACE(slots);
+    StartServer({slots, "--prefix_cache_mb=0"});
+    std::vector<std::unique_ptr<IdleStream>> longs;
+    for (int i = 0; i < kLongs; ++i) {
+      v1::GenerateRequest request;
+      for (int token = 0; token < 100'000; ++token) {
+        request.mutable_token_ids()->add_ids(5 + (token + i) % 1000);
+      }
+      request.mutable_stopping()->set_max_new_tokens(1);
+      request.mutable_stopping()->set_ignore_eos(true);
+      longs.push_back(std::make_unique<IdleStream>(inference_.get(), request));
+    }
+    ASSERT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) {
+      return load.running() > 0 && load.running() + load.queued() == kLongs;
+    }));
+    constexpr int kShorts = 4;
+    v1::GenerateRequest brief = GreedyRequest("The king said", 8);
+    brief.mutable_stopping()->set_ignore_eos(true);
+    for (int i = 0; i < kShorts; ++i) {
+      const Generation generation = Generate(brief);
+      ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
+    }
+    // A long one emits one token when it has been read.
+    EXPECT_LE(Metric("mmfree_generation_tokens_total{") - kShorts * 8, 2);
+    for (const auto& stream : longs) stream->Cancel();
+    for (const auto& stream : longs) stream->WaitForEnd();
+    ExpectIdle();
+  }
+}
+
 // Turns of sessions and lone requests of low priority, in slots that others keep taking away.
 TEST_F(OverloadTest, WhoIsPreemptedGetsTheBytesOfAnUndisturbedRun) {
   StartServer({"--max_sessions=2"});

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "server/scheduler/policy.h"
+#include "server/scheduler/prompt_size.h"
 
 namespace mmfree {
 namespace {
@@ -225,19 +226,23 @@ class Simulation {
     ASSERT_EQ(running, policy_.running());
     ASSERT_LE(running, static_cast<size_t>(policy_.capacity()));
 
-    // Within a caller and class, first come, first served, but for those whose age counted.
+    // Within a caller, class and size, first come, first served, but for those whose age counted.
     for (const SchedulerEntry* admitted : plan.admitted) {
       for (const Request* request : live_) {
         if (request->phase != Phase::kWaiting || request->caller != admitted->caller) continue;
-        ASSERT_FALSE(request->priority == admitted->priority && request->id < admitted->id);
+        ASSERT_FALSE(request->priority == admitted->priority && request->id < admitted->id &&
+                     SizeOf(*request) == SizeOf(*admitted));
       }
     }
-    // A class is preempted only for a higher one, unless its reader lags.
+    // Who is preempted gives way to a higher class, or to a shorter prompt than what is left of its
+    // own, unless its reader lags.
     for (const Policy::Preemption& preemption : plan.preempted) {
       if (preemption.entry->phase == Phase::kParked) continue;
       bool for_higher = false;
       for (const SchedulerEntry* entry : Given(plan)) {
         for_higher |= entry->rank > preemption.entry->priority;
+        for_higher |= entry->priority == preemption.entry->priority &&
+                      SizeOf(*entry) < SizeOf(*preemption.entry);
       }
       ASSERT_TRUE(for_higher);
     }
@@ -281,6 +286,10 @@ class Simulation {
     }
   }
 
+  int SizeOf(const SchedulerEntry& entry) const {
+    return PromptSize(entry.prompt_tokens - entry.fed, parameters_.options.prefill_chunk);
+  }
+
   static std::vector<const SchedulerEntry*> Given(const Policy::Plan& plan) {
     std::vector<const SchedulerEntry*> given(plan.admitted.begin(), plan.admitted.end());
     given.insert(given.end(), plan.resumed.begin(), plan.resumed.end());
@@ -307,9 +316,9 @@ class Simulation {
 TEST(PolicySimulationTest, KeepsItsPromisesUnderRandomLoad) {
   const std::vector<SimulationCase> cases = {
       {{.num_slots = 8, .max_batch = 0, .prefill_chunk = 16, .step_token_budget = 32}, 0.3, 80, 40},
-      {{.num_slots = 64, .max_batch = 0, .prefill_chunk = 64, .step_token_budget = 96}, 2, 300, 50},
+      {{.num_slots = 24, .max_batch = 0, .prefill_chunk = 64, .step_token_budget = 96}, 2, 300, 50},
       {{.num_slots = 16, .max_batch = 5, .prefill_chunk = 3, .step_token_budget = 7}, 0.2, 20, 20},
-      {{.num_slots = 16, .max_batch = 16, .prefill_chunk = 8, .step_token_budget = 16}, 1, 20, 9},
+      {{.num_slots = 16, .max_batch = 8, .prefill_chunk = 8, .step_token_budget = 16}, 1, 20, 9},
       {{.num_slots = 4, .max_batch = 0, .prefill_chunk = 1, .step_token_budget = 1}, 0.3, 5, 5},
       {{.num_slots = 1, .max_batch = 1, .prefill_chunk = 256, .step_token_budget = 1024},
        0.3,
@@ -408,33 +417,44 @@ std::map<std::string, std::vector<int64_t>> Saturate(const Policy::Options& opti
 }
 
 TEST(PolicySimulationTest, CallersGetTheirSharesOverAnyThousandSteps) {
-  // Many short requests against few long ones, long prompts against long outputs, and a share of
-  // two.
-  const std::vector<Caller> callers = {
-      {"short", 1, Priority::kNormal, 8, 8},
-      {"prompts", 1, Priority::kNormal, 150, 4},
-      {"outputs", 1, Priority::kNormal, 8, 60},
-      {"double", 2, Priority::kNormal, 30, 30},
+  struct Case {
+    Policy::Options options;
+    std::vector<Caller> callers;
   };
-  const Policy::Options options = {.num_slots = 24, .prefill_chunk = 32, .step_token_budget = 64};
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
-    int64_t longest_wait = 0;
-    auto tokens = Saturate(options, callers, 6000, seed, &longest_wait);
-    constexpr int kWindow = 1000;
-    // From the first step that finds every caller with rows.
-    for (int begin = 200; begin + kWindow <= 6000; begin += 50) {
-      int64_t all = 0;
-      std::map<std::string, int64_t> in_window;
-      for (const Caller& caller : callers) {
-        const std::vector<int64_t>& steps = tokens[caller.name];
-        in_window[caller.name] =
-            std::accumulate(steps.begin() + begin, steps.begin() + begin + kWindow, int64_t{0});
-        all += in_window[caller.name];
-      }
-      for (const Caller& caller : callers) {
-        const double due = static_cast<double>(all) * caller.share / 5;
-        EXPECT_NEAR(static_cast<double>(in_window[caller.name]) / due, 1, 0.05)
-            << caller.name << " from step " << begin << ", seed " << seed;
+  const Case cases[] = {
+      // Many short requests against few long ones, long prompts against long outputs, and a share
+      // of two. Slots are scarce.
+      {{.num_slots = 24, .prefill_chunk = 32, .step_token_budget = 64},
+       {{"short", 1, Priority::kNormal, 8, 8},
+        {"prompts", 1, Priority::kNormal, 150, 4},
+        {"outputs", 1, Priority::kNormal, 8, 60},
+        {"double", 2, Priority::kNormal, 30, 30}}},
+      // Slots enough; prompts of a chunk against prompts of hundreds compete for tokens.
+      {{.num_slots = 256, .max_batch = 48, .prefill_chunk = 32, .step_token_budget = 64},
+       {{"short", 1, Priority::kNormal, 32, 1},
+        {"long", 1, Priority::kNormal, 8000, 1},
+        {"longer", 1, Priority::kNormal, 16000, 1},
+        {"double", 2, Priority::kNormal, 300, 3}}}};
+  for (const auto& [options, callers] : cases) {
+    for (uint64_t seed = 1; seed <= 5; ++seed) {
+      int64_t longest_wait = 0;
+      auto tokens = Saturate(options, callers, 6000, seed, &longest_wait);
+      constexpr int kWindow = 1000;
+      // From the first step that finds every caller with rows.
+      for (int begin = 200; begin + kWindow <= 6000; begin += 50) {
+        int64_t all = 0;
+        std::map<std::string, int64_t> in_window;
+        for (const Caller& caller : callers) {
+          const std::vector<int64_t>& steps = tokens[caller.name];
+          in_window[caller.name] =
+              std::accumulate(steps.begin() + begin, steps.begin() + begin + kWindow, int64_t{0});
+          all += in_window[caller.name];
+        }
+        for (const Caller& caller : callers) {
+          const double due = static_cast<double>(all) * caller.share / 5;
+          EXPECT_NEAR(static_cast<double>(in_window[caller.name]) / due, 1, 0.05)
+              << caller.name << " from step " << begin << ", seed " << seed;
+        }
       }
     }
   }

@@ -79,6 +79,38 @@ TEST_F(PolicyTest, DecodingRowsComeFirstAndPromptsShareTheRestInOrderOfAdmission
   EXPECT_EQ(Step(&policy), (Rows{{1, 1}, {2, 1}, {3, 6}, {4, 2}}));
 }
 
+TEST_F(PolicyTest, AShortPromptOvertakesLongOnesThatHoldNoSlotsMeanwhile) {
+  Policy policy({.num_slots = 4, .prefill_chunk = 4, .step_token_budget = 8});
+  for (int i = 0; i < 6; ++i) Add(&policy, 1000);
+  EXPECT_EQ(Step(&policy), (Rows{{1, 4}, {2, 4}}));
+  EXPECT_EQ(Step(&policy), (Rows{{1, 4}, {2, 4}}));
+  EXPECT_EQ(policy.running(), 2u);
+  Add(&policy, 3);
+  EXPECT_EQ(Step(&policy), (Rows{{7, 3}, {1, 4}, {2, 1}}));
+  EXPECT_EQ(Step(&policy), (Rows{{7, 1}, {1, 4}, {2, 3}}));
+}
+
+TEST_F(PolicyTest, ABoundarySetWhileTheStepIsPlannedStillCuts) {
+  SchedulerEntry* first = nullptr;
+  Policy policy({.num_slots = 2, .prefill_chunk = 8, .step_token_budget = 100},
+                [&first](SchedulerEntry* entry) {
+                  if (first == nullptr) {
+                    first = entry;
+                    return;
+                  }
+                  entry->held = true;
+                  first->chunk_boundary = 5;
+                });
+  Add(&policy, 30);
+  SchedulerEntry* const second = Add(&policy, 30);
+  EXPECT_EQ(Step(&policy), (Rows{{1, 5}}));
+  EXPECT_EQ(plan_.tokens, 5);
+  first->chunk_boundary = 0;
+  second->fed = 5;
+  policy.Unhold(second);
+  EXPECT_EQ(Step(&policy), (Rows{{1, 8}, {2, 8}}));
+}
+
 TEST_F(PolicyTest, AChunkEndsAtTheBoundaryItsOwnerMovesOn) {
   Policy policy({.num_slots = 1, .prefill_chunk = 8, .step_token_budget = 100});
   SchedulerEntry* const entry = Add(&policy, 30);
@@ -196,10 +228,13 @@ TEST_F(PolicyTest, ASlotIsTakenOnlyWhenTheStepHasTokensForItsNewHolder) {
   for (int i = 0; i < 8; ++i) AddOf(&policy, Priority::kLow);
   Step(&policy);
   for (int i = 0; i < 8; ++i) AddOf(&policy, Priority::kHigh, 1000);
-  // Eight rows leave eight tokens: two chunks.
-  Step(&policy);
-  EXPECT_THAT(plan_.preempted, SizeIs(2));
-  EXPECT_THAT(plan_.admitted, SizeIs(2));
+  // Eight rows leave eight tokens, and one more with each slot that is taken from them.
+  EXPECT_THAT(Step(&policy),
+              UnorderedElementsAre(std::pair(1u, 1), std::pair(2u, 1), std::pair(3u, 1),
+                                   std::pair(4u, 1), std::pair(5u, 1), std::pair(9u, 4),
+                                   std::pair(10u, 4), std::pair(11u, 3)));
+  EXPECT_THAT(plan_.preempted, SizeIs(3));
+  EXPECT_THAT(plan_.admitted, SizeIs(3));
   for (int i = 0; i < 10; ++i) {
     Step(&policy);
     EXPECT_EQ(policy.running(), 8u) << "a slot was taken and not used";
@@ -245,6 +280,28 @@ TEST_F(PolicyTest, OneThatHasWaitedForLongGetsItsTurnAndKeepsItsSlot) {
   EXPECT_EQ(low->phase, Phase::kDecode) << "those that wait took its slot";
 }
 
+TEST_F(PolicyTest, ALongPromptGivesItsSlotToAShortOneUnlessItGotItForItsAge) {
+  for (const bool aged : {false, true}) {
+    Policy policy({.num_slots = 1,
+                   .prefill_chunk = 8,
+                   .step_token_budget = 8,
+                   .age = aged ? absl::ZeroDuration() : absl::Hours(1),
+                   .aged_turn = 1});
+    SchedulerEntry* const longest = AddOf(&policy, aged ? Priority::kLow : Priority::kHigh, 1000);
+    Step(&policy);
+    SchedulerEntry* const brief = AddOf(&policy, Priority::kHigh, 8);
+    SchedulerEntry* const as_long = AddOf(&policy, Priority::kHigh, 1000);
+    Step(&policy);
+    EXPECT_EQ(longest->phase, aged ? Phase::kPrefill : Phase::kPreempted);
+    EXPECT_EQ(brief->phase, aged ? Phase::kWaiting : Phase::kDecode);
+    if (!aged) policy.Remove(brief);
+    for (int i = 0; i < 20; ++i) Step(&policy);
+    EXPECT_EQ(longest->phase, Phase::kPrefill);
+    EXPECT_EQ(longest->fed, aged ? 176 : 168);
+    EXPECT_EQ(as_long->phase, Phase::kWaiting);
+  }
+}
+
 TEST_F(PolicyTest, PromptsBesideDecodingRowsKeepToTheirBudget) {
   Policy policy({.num_slots = 4, .prefill_chunk = 50, .step_token_budget = 100});
   Add(&policy, 1);
@@ -261,7 +318,7 @@ TEST_F(PolicyTest, EntriesAreRemovedFromEveryPhase) {
   SchedulerEntry* const decoding = Add(&policy, 1);
   SchedulerEntry* const paused = Add(&policy, 1);
   SchedulerEntry* const prefilling = Add(&policy, 100);
-  SchedulerEntry* const waiting = Add(&policy, 1);
+  SchedulerEntry* const waiting = Add(&policy, 100);
   Step(&policy);
   policy.Pause(paused);
   ASSERT_EQ(decoding->phase, Phase::kDecode);
@@ -281,8 +338,8 @@ TEST_F(PolicyTest, DeadlinesExpireInEveryPhaseAndNotBefore) {
   SchedulerEntry* const decoding = Add(&policy, 1, start + absl::Seconds(3));
   SchedulerEntry* const paused = Add(&policy, 1, start + absl::Seconds(2));
   SchedulerEntry* const prefilling = Add(&policy, 100, start + absl::Seconds(1));
-  SchedulerEntry* const waiting = Add(&policy, 1, start + absl::Seconds(2));
-  Add(&policy, 1);
+  SchedulerEntry* const waiting = Add(&policy, 100, start + absl::Seconds(2));
+  Add(&policy, 100);
   Step(&policy);
   policy.Pause(paused);
   const auto expired = [&](absl::Duration after) {

@@ -36,6 +36,18 @@ TEST(ThroughputTest, TheFirstStepThatFedAPromptBoundsThePromptsOfTheNext) {
   EXPECT_EQ(throughput.PromptBudget(absl::Milliseconds(50), 1), 5000);
 }
 
+// Whoever comes during such a step waits for its end.
+TEST(ThroughputTest, WithoutStreamsAStepKeepsToTheTargetOrToOneChunk) {
+  Throughput throughput(/*full_chunk=*/256);
+  const absl::Duration target = absl::Milliseconds(50);
+  EXPECT_EQ(throughput.PromptBudget(target, 0), 256) << "nothing is known yet";
+  throughput.Observe(absl::Milliseconds(25), 0, 250);
+  EXPECT_EQ(throughput.PromptBudget(target, 0), 500);
+  throughput.Observe(absl::Seconds(1000), 0, 100);
+  EXPECT_EQ(throughput.PromptBudget(target, 0), 256);
+  EXPECT_EQ(throughput.PromptBudget(target, 1), 16);
+}
+
 // Under a flood of prompts there is no step without them to measure.
 TEST(ThroughputTest, ManyRowsOfThePastDoNotMakeStepsOfFewLong) {
   Throughput throughput(/*full_chunk=*/256);

@@ -16,42 +16,53 @@ constexpr StepCosts kCosts = {.step = absl::Milliseconds(10),
 constexpr size_t kNormal = static_cast<size_t>(Priority::kNormal);
 
 double Steps(const WorkByClass& work, int32_t capacity) {
-  return absl::FDivDuration(EstimateWait(work, Priority::kNormal, capacity, kCosts) - kCosts.step,
-                            kCosts.decode_step);
+  return absl::FDivDuration(
+      EstimateWait(work, Priority::kNormal, 0, capacity, kCosts) - kCosts.step, kCosts.decode_step);
 }
 
 TEST(WorkAheadTest, AFreeSlotCostsAStepAndThePromptsAhead) {
   WorkByClass work;
-  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 4, kCosts), kCosts.step);
-  for (int i = 0; i < 3; ++i) work[kNormal].AddRunning(1'000'000, 1);
-  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 4, kCosts), kCosts.step);
-  work[kNormal].prompt_tokens = 4000;
-  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 4, kCosts),
+  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 0, 4, kCosts), kCosts.step);
+  for (int i = 0; i < 3; ++i) work[kNormal][0].AddRunning(1'000'000, 1);
+  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 0, 4, kCosts), kCosts.step);
+  work[kNormal][0].prompt_tokens = 4000;
+  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 0, 4, kCosts),
             kCosts.step + 4000 * kCosts.prompt_token + 10 * kCosts.decode_step);
 }
 
 TEST(WorkAheadTest, LowerClassesAreNotWaitedFor) {
   WorkByClass work;
-  for (int i = 0; i < 4; ++i) work[static_cast<size_t>(Priority::kLow)].AddRunning(1000, 1);
-  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 4, kCosts), kCosts.step);
-  EXPECT_GE(EstimateWait(work, Priority::kLow, 4, kCosts), absl::Seconds(9));
+  for (int i = 0; i < 4; ++i) work[static_cast<size_t>(Priority::kLow)][0].AddRunning(1000, 1);
+  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 0, 4, kCosts), kCosts.step);
+  EXPECT_GE(EstimateWait(work, Priority::kLow, 0, 4, kCosts), absl::Seconds(9));
   // But higher ones are.
-  for (int i = 0; i < 4; ++i) work[static_cast<size_t>(Priority::kHigh)].AddWaiting(1000, 0, 1);
-  EXPECT_GE(EstimateWait(work, Priority::kNormal, 4, kCosts), absl::Seconds(9));
+  for (int i = 0; i < 4; ++i) work[static_cast<size_t>(Priority::kHigh)][0].AddWaiting(1000, 0, 1);
+  EXPECT_GE(EstimateWait(work, Priority::kNormal, 0, 4, kCosts), absl::Seconds(9));
+}
+
+TEST(WorkAheadTest, LongerPromptsOfItsClassAreNotWaitedForAndThoseOfHigherOnesAre) {
+  WorkByClass work;
+  work[kNormal][3].prompt_tokens = 100'000;
+  for (int i = 0; i < 4; ++i) work[kNormal][3].AddWaiting(1000, 0, 1);
+  for (int i = 0; i < 4; ++i) work[kNormal][3].AddRunning(1000, 1);
+  EXPECT_EQ(EstimateWait(work, Priority::kNormal, 2, 4, kCosts), kCosts.step);
+  EXPECT_GE(EstimateWait(work, Priority::kNormal, 3, 4, kCosts), absl::Seconds(12));
+  work[static_cast<size_t>(Priority::kHigh)] = work[kNormal];
+  EXPECT_GE(EstimateWait(work, Priority::kNormal, 0, 4, kCosts), absl::Seconds(12));
 }
 
 TEST(WorkAheadTest, SlotsTakenTogetherAreFreeTogetherAndOthersOneByOne) {
   WorkByClass together;
   WorkByClass spread;
   for (int i = 1; i <= 100; ++i) {
-    together[kNormal].AddRunning(50, 1);
-    spread[kNormal].AddRunning(i, 1);
+    together[kNormal][0].AddRunning(50, 1);
+    spread[kNormal][0].AddRunning(i, 1);
   }
   EXPECT_NEAR(Steps(together, 100), 50, 1);
   EXPECT_LE(Steps(spread, 100), 2);
   for (int i = 0; i < 99; ++i) {
-    together[kNormal].AddWaiting(50, 0, 1);
-    spread[kNormal].AddWaiting(100, 0, 1);
+    together[kNormal][0].AddWaiting(50, 0, 1);
+    spread[kNormal][0].AddWaiting(100, 0, 1);
   }
   EXPECT_NEAR(Steps(together, 100), 50, 1);
   EXPECT_NEAR(Steps(spread, 100), 100, 2);
@@ -59,18 +70,18 @@ TEST(WorkAheadTest, SlotsTakenTogetherAreFreeTogetherAndOthersOneByOne) {
 
 TEST(WorkAheadTest, OnlyTheShareOfTheOpenStepsThatIsUsedCounts) {
   WorkByClass work;
-  work[kNormal].AddRunning(1, 1);
-  work[kNormal].AddWaiting(1000, 900, 1);
+  work[kNormal][0].AddRunning(1, 1);
+  work[kNormal][0].AddWaiting(1000, 900, 1);
   StepCosts costs = kCosts;
-  const absl::Duration all = EstimateWait(work, Priority::kNormal, 1, costs);
+  const absl::Duration all = EstimateWait(work, Priority::kNormal, 0, 1, costs);
   costs.used = 0.1;
-  EXPECT_EQ(all - EstimateWait(work, Priority::kNormal, 1, costs), 810 * costs.decode_step);
+  EXPECT_EQ(all - EstimateWait(work, Priority::kNormal, 0, 1, costs), 810 * costs.decode_step);
 }
 
 // What comes and goes leaves nothing behind, whatever the order.
 TEST(WorkAheadTest, SumsReturnToZero) {
   std::mt19937_64 random(1);
-  ClassWork work;
+  Work work;
   std::vector<int64_t> steps;
   for (int i = 0; i < 5000; ++i) {
     steps.push_back(std::uniform_int_distribution<int64_t>(1, kMaxExpectedSteps)(random));
@@ -108,12 +119,12 @@ TEST(WorkAheadTest, EstimatesAreThoseOfSlotsGivenOnOneByOne) {
     for (int32_t i = 0; i < capacity; ++i) {
       // At a random moment of its life.
       slots.push_back(std::uniform_int_distribution<int64_t>(1, draw(kind))(random));
-      work[kNormal].AddRunning(slots.back(), 1);
+      work[kNormal][0].AddRunning(slots.back(), 1);
     }
     const int64_t waiting = std::uniform_int_distribution<int64_t>(0, 4 * capacity)(random);
     for (int64_t i = 0; i < waiting; ++i) {
       const int64_t steps = draw(kind);
-      work[kNormal].AddWaiting(steps, 0, 1);
+      work[kNormal][0].AddWaiting(steps, 0, 1);
       *std::min_element(slots.begin(), slots.end()) += steps;
     }
     const double real = static_cast<double>(*std::min_element(slots.begin(), slots.end()));
