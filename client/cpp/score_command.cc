@@ -14,6 +14,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/cpp/command.h"
 #include "client/cpp/json.h"
 #include "server/base/status_macros.h"
@@ -38,7 +40,8 @@ token ids are taken as given.
 --file scores each line of a file that is not empty as a text of its own, many at a time, and prints a
 line for each: number of its line, tokens, mean log-probability and perplexity; with --json the object
 above for each. The perplexity of all of them together goes to the standard error stream, as does the
-progress when that is a terminal.
+progress when that is a terminal. A server that admits fewer texts at a time gets fewer, and one that is
+full is asked again when it says, until it has refused for as long as --patience.
 
 Examples:
   mmfree score --text="The cat sat on the mat." --json
@@ -48,6 +51,10 @@ Examples:
 
 // Texts of one call: what the server takes at most.
 constexpr size_t kTextsPerCall = 64;
+
+// What a server that is full asks to wait is kept to, within these.
+constexpr absl::Duration kShortestPause = absl::Milliseconds(50);
+constexpr absl::Duration kLongestPause = absl::Seconds(2);
 
 // Log-probabilities added up.
 struct Total {
@@ -73,6 +80,9 @@ class ScoreCommand final : public Command {
                "read the text from a file; - is the standard input");
     flags->Add("token_ids", &token_ids_, "IDS", "token ids, taken as given: 1,2,3");
     flags->Add("file", &file_, "FILE", "many texts, one a line; - is the standard input");
+    flags->Add("patience", &patience_, "TIME",
+               "with --file: how long to keep asking a server that is full\n(default 10m; 0: not "
+               "at all)");
     flags->AddHeading("Request:");
     flags->AddSetter<std::string>("model", "NAME", "the model (default: the only one)",
                                   [this](const std::string& v) { request_.set_model(v); });
@@ -148,13 +158,36 @@ class ScoreCommand final : public Command {
 
   absl::Status ScoreTexts(Client* client) {
     const bool progress = isatty(STDERR_FILENO) != 0;
+    const auto show = [progress](const std::string& text) {
+      // The results may share the terminal.
+      if (progress) absl::FPrintF(stderr, "\r\033[K%s", text);
+    };
     Total all;
-    for (size_t first = 0; first < texts_.size(); first += kTextsPerCall) {
-      const size_t count = std::min(kTextsPerCall, texts_.size() - first);
+    size_t most = kTextsPerCall;  // that the server admits at once, as far as is known
+    size_t count = most;
+    std::optional<absl::Time> full_since;
+    for (size_t first = 0; first < texts_.size();) {
+      count = std::min({count, most, texts_.size() - first});
       v1::ScoreRequest request = request_;
       for (size_t i = 0; i < count; ++i) request.add_inputs()->set_text(texts_[first + i].second);
       absl::StatusOr<v1::ScoreResponse> response = client->Score(request);
-      if (progress) absl::FPrintF(stderr, "\r\033[K");  // the results may share the terminal
+      show("");
+      if (count > 1 && AreTooMany(response.status())) {
+        most = count / 2;
+        continue;
+      }
+      if (absl::IsResourceExhausted(response.status())) {
+        const absl::Time now = absl::Now();
+        if (!full_since.has_value()) full_since = now;
+        const absl::Duration pause =
+            std::clamp(DetailsOf(response.status()).retry_delay, kShortestPause, kLongestPause);
+        if (now + pause - *full_since > patience_) return response.status();
+        count = (count + 1) / 2;
+        show(absl::StrCat(first, " of ", texts_.size(), " texts; the server is full, next try in ",
+                          absl::FormatDuration(absl::Trunc(pause, absl::Milliseconds(10)))));
+        absl::SleepFor(pause);
+        continue;
+      }
       if (!response.ok()) return response.status();
       if (response->results_size() != request.inputs_size()) {
         return absl::InternalError("the server gave another number of results than texts");
@@ -164,11 +197,23 @@ class ScoreCommand final : public Command {
         all.Add(result);
         PrintText(texts_[first + i].first, result);
       }
-      if (progress) absl::FPrintF(stderr, "%d of %d texts", first + count, texts_.size());
+      first += count;
+      count *= 2;
+      full_since.reset();
+      show(absl::StrCat(first, " of ", texts_.size(), " texts"));
     }
-    if (progress) absl::FPrintF(stderr, "\r\033[K");
+    show("");
     PrintTotal(all);
     return absl::OkStatus();
+  }
+
+  // The server says that it can never take so many texts, or so long ones, in one call.
+  static bool AreTooMany(const absl::Status& status) {
+    if (!absl::IsInvalidArgument(status)) return false;
+    const ErrorDetails details = DetailsOf(status);
+    return std::any_of(
+        details.violations.begin(), details.violations.end(),
+        [](const ErrorDetails::Violation& violation) { return violation.field == "inputs"; });
   }
 
   void PrintText(int64_t line, const v1::ScoreResult& result) const {
@@ -193,6 +238,7 @@ class ScoreCommand final : public Command {
   std::optional<std::string> text_;
   std::optional<std::string> text_file_;
   std::optional<std::vector<int32_t>> token_ids_;
+  absl::Duration patience_ = absl::Minutes(10);
   bool json_ = false;
   v1::ScoreRequest request_;
 };

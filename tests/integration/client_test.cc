@@ -4,11 +4,13 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "tests/integration/live_server.h"
 #include "tests/support/status_is.h"
@@ -184,6 +186,43 @@ TEST_F(ClientTest, ScoreFileScoresEachLineAsATextOfItsOwn) {
   const std::vector<std::string> rows = absl::StrSplit(table.out, '\n', absl::SkipEmpty());
   ASSERT_EQ(rows.size(), 70u);
   EXPECT_THAT(rows[1], testing::StartsWith("3\t")) << "the number of its line";
+}
+
+// A server that admits three texts at a time, with nothing to spare: two of the three places are
+// taken until the client has been refused.
+TEST_F(ClientTest, ScoreFileFitsItselfToATinyServerAndWaitsForAFullOne) {
+  StartServer({"--max_sessions=1", "--max_queue=2"});
+  const TempDirectory directory;
+  std::string content;
+  for (int i = 0; i < 20; ++i) absl::StrAppend(&content, "The cat number ", i, " ran.\n");
+  WriteFile(directory.File("texts"), content);
+  const std::string flag = "--file=" + directory.File("texts");
+
+  grpc::ClientContext contexts[3];
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  for (grpc::ClientContext& context : contexts) {
+    readers.push_back(inference_->Generate(&context, EndlessRequest()));
+  }
+  ASSERT_TRUE(AwaitLoad(
+      [](const v1::GetLoadResponse& load) { return load.running() + load.queued() == 3; }));
+  const ProgramResult impatient = Run({"score", flag, "--patience=0s"});
+  EXPECT_NE(impatient.exit_code, 0);
+  EXPECT_THAT(impatient.err, HasSubstr("RESOURCE_EXHAUSTED"));
+
+  const char kRefused[] = "mmfree_rpcs_total{method=\"Score\",status=\"RESOURCE_EXHAUSTED\"}";
+  const double refused = Metric(kRefused);
+  ProgramResult patient;
+  std::thread client([&] { patient = Run({"score", flag}); });
+  while (Metric(kRefused) < refused + 1) absl::SleepFor(absl::Milliseconds(10));
+  for (grpc::ClientContext& context : contexts) context.TryCancel();
+  client.join();
+  for (const auto& reader : readers) reader->Finish();
+  EXPECT_EQ(patient.exit_code, 0) << patient.err;
+  const std::vector<std::string> rows = absl::StrSplit(patient.out, '\n', absl::SkipEmpty());
+  ASSERT_EQ(rows.size(), 20u);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_THAT(rows[i], testing::StartsWith(absl::StrCat(i + 1, "\t")));
+  }
 }
 
 TEST_F(ClientTest, TokenizeAndDetokenize) {
