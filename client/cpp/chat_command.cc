@@ -44,6 +44,9 @@ class ChatCommand final : public Command {
     flags->Add("system_prompt", &system_prompt_, "TEXT", "what a new conversation starts with");
     flags->Add("before", &before_, "TEXT", "put before each line");
     flags->Add("after", &after_, "TEXT", "put after each line (default: a newline)");
+    flags->Add("stats", &stats_, "",
+               "a line about each turn, to the standard error stream: tokens of\nthe context that "
+               "were not computed again, fed and generated");
     flags->Add("reconnect", &reconnect_, "TIME",
                "wait so long for a server that went away (default 1m)");
   }
@@ -76,6 +79,13 @@ class ChatCommand final : public Command {
     turn_ = session.turn();
     std::cerr << "session " << session.id() << ", turn " << session.turn() << ", "
               << session.token_count() << " tokens\n";
+  }
+
+  static void PrintStats(const v1::GenerationFinished& finished) {
+    const v1::Usage& usage = finished.usage();
+    std::cerr << "[turn " << finished.session_turn() << ": " << usage.context_tokens()
+              << " tokens of the context reused, " << usage.prompt_tokens() << " fed, "
+              << usage.completion_tokens() << " generated]\n";
   }
 
   absl::Status Open(Client* client) {
@@ -126,13 +136,16 @@ class ChatCommand final : public Command {
     const absl::Time give_up = absl::Now() + reconnect_;
     bool sent_before = false;
     for (;;) {
-      absl::Status status = client->Generate(request_, [this](const v1::GenerateResponse& event) {
+      v1::GenerationFinished finished;
+      absl::Status status = client->Generate(request_, [&](const v1::GenerateResponse& event) {
         fwrite(event.delta().text().data(), 1, event.delta().text().size(), stdout);
         fflush(stdout);
-        if (event.has_finished()) turn_ = event.finished().session_turn();
+        if (event.has_finished()) finished = event.finished();
       });
       if (status.ok()) {
         PrintLine("");
+        turn_ = finished.session_turn();
+        if (stats_) PrintStats(finished);
         return absl::OkStatus();
       }
       if (sent_before && absl::IsAborted(status)) {
@@ -160,6 +173,7 @@ class ChatCommand final : public Command {
 
   v1::GenerateRequest request_;
   uint64_t turn_ = 0;
+  bool stats_ = false;
   std::string system_prompt_;
   std::string before_;
   std::string after_ = "\n";

@@ -170,12 +170,14 @@ class GenerateCommand final : public Command {
     const google::protobuf::Duration& prefill = finished.timings().prefill();
     const double decode_seconds = static_cast<double>(decode.seconds()) + decode.nanos() * 1e-9;
     const double prefill_seconds = static_cast<double>(prefill.seconds()) + prefill.nanos() * 1e-9;
+    const int64_t context = finished.usage().context_tokens();
     // The first token is prefill's.
     const int64_t decoded = finished.usage().completion_tokens() - 1;
     absl::FPrintF(
         stderr,
-        "\n[%s; prompt %d tokens, %d cached, in %.3f s; %d tokens, %.1f tokens/s; seed %d]\n",
+        "\n[%s; %sprompt %d tokens, %d cached, in %.3f s; %d tokens, %.1f tokens/s; seed %d]\n",
         absl::StripPrefix(v1::FinishReason_Name(finished.finish_reason()), "FINISH_REASON_"),
+        context > 0 ? absl::StrCat("context of ", context, " tokens reused, ") : "",
         finished.usage().prompt_tokens(), finished.usage().cached_tokens(), prefill_seconds,
         finished.usage().completion_tokens(),
         decoded > 0 && decode_seconds > 0 ? decoded / decode_seconds : 0.0, seed_);

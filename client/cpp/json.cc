@@ -79,6 +79,7 @@ Json Finished(const v1::GenerationFinished& finished) {
   if (finished.has_stop_token_id()) json["stop_token_id"] = finished.stop_token_id();
   json["usage"] = {{"prompt_tokens", finished.usage().prompt_tokens()},
                    {"cached_tokens", finished.usage().cached_tokens()},
+                   {"context_tokens", finished.usage().context_tokens()},
                    {"completion_tokens", finished.usage().completion_tokens()}};
   if (finished.usage().discarded_tokens() > 0) {
     json["usage"]["discarded_tokens"] = finished.usage().discarded_tokens();

@@ -110,6 +110,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     const bool starts_text = (turn == nullptr || turn->start().token_count == 0) &&
                              StartsText(engine->tokenizer(), request->prompt);
     const bool continues = turn != nullptr && turn->start().context_tokens() > 0;
+    const int64_t context_tokens = turn == nullptr ? 0 : turn->start().token_count;
     const size_t pending_tokens = turn == nullptr ? 0 : turn->start().pending.size();
     const v1::ResponseOptions& response = request_->response();
     const GenerationStream::Options options = {.request_id = request->request_id,
@@ -121,6 +122,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
                                                .echo = response.echo(),
                                                .input_begin = pending_tokens,
                                                .input_starts_text = !continues,
+                                               .context_tokens = context_tokens,
                                                .starts_text = starts_text,
                                                .text = ToTextOptions(request_->stopping())};
     std::shared_ptr<TextStop> stop;

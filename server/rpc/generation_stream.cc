@@ -179,6 +179,7 @@ void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool 
   v1::GenerationFinished* finished = event_.mutable_finished();
   finished->set_candidate(options_.candidate);
   ToProto(*result, finished);
+  finished->mutable_usage()->set_context_tokens(options_.context_tokens);
   if (result->reason == FinishReason::kStopString && text_.matched() != nullptr) {
     finished->set_stop_string(*text_.matched());
   }

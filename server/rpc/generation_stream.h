@@ -65,8 +65,9 @@ class GenerationStream final : public GenerationSink, public EventSource {
     bool echo = false;
     size_t input_begin = 0;  // tokens in front of the input, which the context left to be fed
     bool input_starts_text = true;
-    bool starts_text = true;  // the output is the start of all text
-    bool announce = true;     // send `started`
+    int64_t context_tokens = 0;  // fed before, in the context
+    bool starts_text = true;     // the output is the start of all text
+    bool announce = true;        // send `started`
     uint32_t candidate = 0;
     OutputText::Options text;
   };

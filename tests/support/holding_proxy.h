@@ -25,6 +25,9 @@ class HoldingProxy {
   // Where clients connect.
   int port() const { return port_; }
 
+  // Connections that are made from now on go to 127.0.0.1:`port`.
+  void SetTarget(int port) { target_ = port; }
+
   // From now on a message that contains `word` is not forwarded, nor what its client sends after
   // it, even when that client is gone.
   void Hold(const std::string& word);
@@ -45,7 +48,7 @@ class HoldingProxy {
 
   int listener_ = -1;
   int port_ = 0;
-  const int target_;
+  std::atomic<int> target_;
   std::atomic<bool> stop_{false};
   absl::Mutex mutex_;
   std::string word_ ABSL_GUARDED_BY(mutex_);

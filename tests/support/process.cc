@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -24,14 +25,19 @@ std::string Binary(const std::string& name) {
   return absl::StrCat(MMFREE_BINARY_DIR, "/bin/", name);
 }
 
+// `input` becomes its standard input; -1: none.
 absl::StatusOr<pid_t> Spawn(const std::vector<std::string>& command, const std::string& out,
-                            const std::string& err) {
+                            const std::string& err, int input = -1) {
   std::vector<char*> arguments;
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  if (input >= 0) {
+    posix_spawn_file_actions_adddup2(&actions, input, STDIN_FILENO);
+  } else {
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  }
   constexpr int kWrite = O_WRONLY | O_CREAT | O_TRUNC;
   posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, out.c_str(), kWrite, 0600);
   posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, err.c_str(), kWrite, 0600);
@@ -77,6 +83,57 @@ absl::StatusOr<ProgramResult> RunProgram(const std::vector<std::string>& command
   result.exit_code = *code;
   result.out = ReadFile(out);
   result.err = ReadFile(err);
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<InteractiveProgram>> InteractiveProgram::Start(
+    const std::vector<std::string>& command) {
+  std::unique_ptr<InteractiveProgram> program(new InteractiveProgram);
+  std::array<int, 2> ends;
+  if (pipe2(ends.data(), O_CLOEXEC) != 0) return absl::InternalError("no pipe");
+  program->input_ = ends[1];
+  absl::StatusOr<pid_t> pid =
+      Spawn(command, program->directory_.File("out"), program->directory_.File("err"), ends[0]);
+  close(ends[0]);
+  MMFREE_RETURN_IF_ERROR(pid.status());
+  program->pid_ = *pid;
+  return program;
+}
+
+InteractiveProgram::~InteractiveProgram() {
+  if (input_ >= 0) close(input_);
+  if (pid_ < 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+}
+
+void InteractiveProgram::Say(const std::string& line) {
+  const std::string bytes = line + "\n";
+  // A program that has ended shows in what the test waits for next.
+  if (write(input_, bytes.data(), bytes.size()) < 0) return;
+}
+
+bool InteractiveProgram::AwaitError(const std::string& text, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  for (;;) {
+    const size_t found = ReadFile(directory_.File("err")).find(text, awaited_);
+    if (found != std::string::npos) {
+      awaited_ = found + text.size();
+      return true;
+    }
+    if (absl::Now() >= deadline) return false;
+    absl::SleepFor(kPoll);
+  }
+}
+
+absl::StatusOr<ProgramResult> InteractiveProgram::Finish(absl::Duration timeout) {
+  close(input_);
+  input_ = -1;
+  ProgramResult result;
+  MMFREE_ASSIGN_OR_RETURN(result.exit_code, WaitFor(pid_, timeout));
+  pid_ = -1;
+  result.out = ReadFile(directory_.File("out"));
+  result.err = ReadFile(directory_.File("err"));
   return result;
 }
 

@@ -27,6 +27,32 @@ struct ProgramResult {
 absl::StatusOr<ProgramResult> RunProgram(const std::vector<std::string>& command,
                                          absl::Duration timeout = absl::Seconds(60));
 
+// A program that is talked to. Killed and reaped when destroyed. Not thread-safe.
+class InteractiveProgram {
+ public:
+  static absl::StatusOr<std::unique_ptr<InteractiveProgram>> Start(
+      const std::vector<std::string>& command);
+  ~InteractiveProgram();
+  InteractiveProgram(const InteractiveProgram&) = delete;
+  InteractiveProgram& operator=(const InteractiveProgram&) = delete;
+
+  // Writes a line to its standard input.
+  void Say(const std::string& line);
+  // Waits until `text` is in its standard error, after what earlier calls waited for; false after
+  // `timeout`.
+  bool AwaitError(const std::string& text, absl::Duration timeout = absl::Minutes(1));
+  // Ends its standard input and waits for its end.
+  absl::StatusOr<ProgramResult> Finish(absl::Duration timeout = absl::Minutes(1));
+
+ private:
+  InteractiveProgram() = default;
+
+  TempDirectory directory_;
+  pid_t pid_ = -1;
+  int input_ = -1;
+  size_t awaited_ = 0;  // bytes of its standard error
+};
+
 // A mmfree-server of this build on the demo model, port 0 for RPCs and metrics. Killed and reaped
 // when destroyed. Not thread-safe.
 class ServerProcess {
@@ -39,6 +65,7 @@ class ServerProcess {
   ServerProcess& operator=(const ServerProcess&) = delete;
 
   std::string address() const;  // "127.0.0.1:PORT" of the RPCs
+  int port() const { return grpc_port_; }
   int metrics_port() const { return metrics_port_; }
   pid_t pid() const { return pid_; }
 
