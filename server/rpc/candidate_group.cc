@@ -92,6 +92,7 @@ GenerationRequest CandidateGroup::CandidateRequest(uint32_t candidate) const {
       std::shared_ptr<const std::vector<float>>(prompt_state_, &prompt_state_->state);
   out.final_state = nullptr;
   out.prompt_logprobs = false;
+  out.prompt_top_logprobs = 0;
   out.sampling.candidate = candidate;
   if (out.sampler != nullptr) out.sampler = out.sampler->Clone();
   if (out.stop_condition != nullptr) out.stop_condition = out.stop_condition->Clone();

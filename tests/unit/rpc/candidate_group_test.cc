@@ -38,6 +38,7 @@ class CandidateGroupTest : public testing::Test {
     request.eos_token_ids = {2};
     request.first_position = 10;
     request.prompt_logprobs = options.prompt_logprobs;
+    request.prompt_top_logprobs = options.prompt_logprobs ? 4 : 0;
     group_ = std::make_shared<CandidateGroup>(candidates, options, &engine_, request, &writer_);
     group_->Start();
   }
@@ -125,10 +126,12 @@ TEST_F(CandidateGroupTest, ThePromptIsEchoedOnce) {
   options.prompt_logprobs = true;
   Start(2, options);
   EXPECT_TRUE(engine_.WaitFor(0).generation.prompt_logprobs);
+  EXPECT_EQ(engine_.WaitFor(0).generation.prompt_top_logprobs, 4);
   engine_.WaitFor(0).sink->OnPromptLogprobs({-1.0f, -2.0f}, {});
   EndPrompt();
   for (const int i : {0, 1}) {
     EXPECT_FALSE(Candidate(i).generation.prompt_logprobs);
+    EXPECT_EQ(Candidate(i).generation.prompt_top_logprobs, 0);
     engine_.End(Candidate(i).handle, Result());
   }
   writer_.CompleteAll(group_.get());
