@@ -51,12 +51,14 @@ void CandidateGroup::Lane::WriteLast(const v1::GenerateResponse& event) {
 void CandidateGroup::Lane::Finish(const absl::Status& status) { group_->Fail(status); }
 
 CandidateGroup::CandidateGroup(uint32_t candidates, GenerationStream::Options options,
-                               Engine* engine, GenerationRequest request, EventWriter* writer)
+                               Engine* engine, GenerationRequest request, EventWriter* writer,
+                               Prepare prepare)
     : candidates_(candidates),
       options_(std::move(options)),
       engine_(engine),
       request_(std::move(request)),
       writer_(writer),
+      prepare_(std::move(prepare)),
       prompt_lane_(this) {
   prompt_lane_.stream = std::make_shared<GenerationStream>(PromptOptions(options_), engine_,
                                                            request_.prompt, &prompt_lane_);
@@ -103,10 +105,15 @@ void CandidateGroup::StartCandidates(const v1::GenerationFinished& prompt) {
   const std::shared_ptr<CandidateGroup> self = shared_from_this();
   prompt_finished_ = prompt;
   std::vector<std::unique_ptr<Lane>> lanes;
+  std::vector<GenerationRequest> requests;
   for (uint32_t i = 0; i < candidates_; ++i) {
     lanes.push_back(std::make_unique<Lane>(this));
-    lanes.back()->stream = std::make_shared<GenerationStream>(
-        CandidateOptions(options_, i), engine_, absl::Span<const int32_t>(), lanes.back().get());
+    requests.push_back(CandidateRequest(i));
+    Lane& lane = *lanes.back();
+    if (prepare_ != nullptr) lane.before = prepare_(*prompt_state_, &requests.back(), &lane);
+    EventWriter* const writer = lane.before != nullptr ? lane.before.get() : &lane;
+    lane.stream = std::make_shared<GenerationStream>(CandidateOptions(options_, i), engine_,
+                                                     absl::Span<const int32_t>(), writer);
   }
   std::vector<std::shared_ptr<GenerationStream>> streams;
   {
@@ -123,7 +130,7 @@ void CandidateGroup::StartCandidates(const v1::GenerationFinished& prompt) {
         break;
       }
     }
-    GenerationStream::Start(streams[i], CandidateRequest(i));
+    GenerationStream::Start(streams[i], std::move(requests[i]));
   }
   EndIfAllEnded();
 }

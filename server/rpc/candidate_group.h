@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -27,10 +28,15 @@ namespace mmfree {
 class CandidateGroup final : public EventSource,
                              public std::enable_shared_from_this<CandidateGroup> {
  public:
+  // Prepares the request of a candidate, which goes on from `after_prompt`, and gives what its
+  // stream writes to instead of `out`; null: `out`. Called for one after the other.
+  using Prepare = std::function<std::unique_ptr<EventWriter>(
+      const FinalState& after_prompt, GenerationRequest* request, EventWriter* out)>;
+
   // `request` and `options` are those of candidate 0 if it were alone; final_state is ignored.
-  // `engine` and `writer` outlive the RPC.
+  // `prepare` may be null. `engine` and `writer` outlive the RPC.
   CandidateGroup(uint32_t candidates, GenerationStream::Options options, Engine* engine,
-                 GenerationRequest request, EventWriter* writer);
+                 GenerationRequest request, EventWriter* writer, Prepare prepare = nullptr);
 
   // Submits the prompt. On an error the RPC is finished with it.
   void Start();
@@ -47,6 +53,7 @@ class CandidateGroup final : public EventSource,
     void WriteLast(const v1::GenerateResponse& event) override;
     void Finish(const absl::Status& status) override;
 
+    std::unique_ptr<EventWriter> before;  // what `stream` writes to; null: to this
     std::shared_ptr<GenerationStream> stream;
     const v1::GenerateResponse* event = nullptr;  // waits or is in flight
     bool last = false;                            // `event` is the stream's last
@@ -76,6 +83,7 @@ class CandidateGroup final : public EventSource,
   Engine* const engine_;
   const GenerationRequest request_;
   EventWriter* const writer_;
+  const Prepare prepare_;
   const std::shared_ptr<FinalState> prompt_state_ = std::make_shared<FinalState>();
   Lane prompt_lane_;
   // Set before the first candidate is submitted, and not changed afterwards.

@@ -133,14 +133,27 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     }
     EventWriter* const self = this;
     if (made > 1) {
-      // The state is all that is needed of the turn: no session, and none to return.
+      // There is no session: the turn is the state to go on from, and one for each to return.
+      CandidateGroup::Prepare prepare;
       if (turn != nullptr) turn->Attach(&*request, nullptr);
+      if (response.return_state()) {
+        prepare = [env = &call_.env(), turn = std::shared_ptr<const Turn>(std::move(turn)), stop](
+                      const FinalState& after_prompt, GenerationRequest* request,
+                      EventWriter* out) -> std::unique_ptr<EventWriter> {
+          std::shared_ptr<TextStop> own;
+          if (stop != nullptr) own = std::make_shared<TextStop>(*stop);
+          request->stop_condition = own;
+          std::unique_ptr<Turn> fork = turn->Fork(after_prompt);
+          fork->Attach(request, own);
+          return std::make_unique<TurnWriter>(*env, std::move(fork), out);
+        };
+      }
       turn.reset();
       const auto best =
           made > candidates ? std::make_shared<BestOf>(made, candidates, self) : nullptr;
       EventWriter* const writer = best != nullptr ? best.get() : self;
-      const auto group =
-          std::make_shared<CandidateGroup>(made, options, engine, *std::move(request), writer);
+      const auto group = std::make_shared<CandidateGroup>(
+          made, options, engine, *std::move(request), writer, std::move(prepare));
       if (best != nullptr) best->SetSource(group);
       if (Publish(best != nullptr ? std::shared_ptr<EventSource>(best) : group)) {
         group->Start();

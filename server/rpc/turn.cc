@@ -98,6 +98,17 @@ void Turn::Attach(GenerationRequest* request, std::shared_ptr<const TextStop> st
   }
 }
 
+std::unique_ptr<Turn> Turn::Fork(const FinalState& after_prompt) const {
+  std::unique_ptr<Turn> turn(new Turn(env_, request_));
+  turn->engine_ = engine_;
+  // The request brings the state itself.
+  FinalState without_state;
+  without_state.fed = after_prompt.fed;
+  without_state.pending = after_prompt.pending;
+  turn->start_ = NextState(start_, prompt_, &without_state);
+  return turn;
+}
+
 void Turn::OnDelete(std::function<void()> callback) {
   if (turn_ != nullptr) turn_->OnDelete(std::move(callback));
 }

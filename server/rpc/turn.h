@@ -49,6 +49,10 @@ class Turn {
   // `stop` is its stop condition, null without one.
   void Attach(GenerationRequest* request, std::shared_ptr<const TextStop> stop);
 
+  // The turn of one of several candidates that go on from what this one's prompt, which was
+  // attached, led to. Without a session.
+  std::unique_ptr<Turn> Fork(const FinalState& after_prompt) const;
+
   // Calls `callback` when the session is deleted during the turn.
   void OnDelete(std::function<void()> callback);
   bool deleted() const { return turn_ != nullptr && turn_->deleted(); }

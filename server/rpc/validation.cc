@@ -77,19 +77,13 @@ void CheckInput(const v1::GenerateRequest& request, const ModelConfig& config,
                     "needs session_id");
 }
 
-// What does not go together with a context, or with a state to return.
+// What does not go together with a session.
 void CheckTurn(const v1::GenerateRequest& request, Violations* violations) {
   const uint32_t candidates = request.has_candidates() ? request.candidates() : 1;
   violations->Check(!request.has_session_id() || candidates == 1, "candidates",
                     "must be 1 with session_id");
   violations->Check(!request.has_session_id() || request.best_of() <= 1, "best_of",
                     "must be 1 with session_id");
-  const bool has_turn = request.context_case() != v1::GenerateRequest::CONTEXT_NOT_SET ||
-                        request.response().return_state();
-  if (!has_turn) return;
-  if ((candidates != 1 || request.best_of() > 1) && request.response().return_state()) {
-    violations->AddUnimplemented("response.return_state");
-  }
 }
 
 void CheckSampling(const v1::SamplingOptions& sampling, const ModelConfig& config,

@@ -22,11 +22,6 @@ class Violations {
     }
   }
 
-  // A value that this version cannot act on.
-  void AddUnimplemented(absl::string_view field) {
-    unimplemented_.push_back({std::string(field), "not implemented by this version of the server"});
-  }
-
   void Check(bool ok, absl::string_view field, absl::string_view description) {
     if (!ok) Add(field, description);
   }
@@ -42,16 +37,12 @@ class Violations {
   bool invalid() const { return !invalid_.empty(); }
 
   absl::Status ToStatus() const {
-    if (!invalid_.empty()) return FieldError(absl::StatusCode::kInvalidArgument, invalid_);
-    if (!unimplemented_.empty()) {
-      return FieldError(absl::StatusCode::kUnimplemented, unimplemented_);
-    }
-    return absl::OkStatus();
+    if (invalid_.empty()) return absl::OkStatus();
+    return FieldError(absl::StatusCode::kInvalidArgument, invalid_);
   }
 
  private:
   std::vector<FieldViolation> invalid_;
-  std::vector<FieldViolation> unimplemented_;
 };
 
 }  // namespace mmfree

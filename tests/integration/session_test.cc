@@ -120,6 +120,62 @@ TEST_F(SessionTest, CandidatesGoOnFromTheCallersState) {
   EXPECT_EQ(ids, alone.token_ids);
 }
 
+// Going on from a candidate's state is going on from all that was fed and sent.
+TEST_F(SessionTest, EachCandidatesStateIsThatOfItsContext) {
+  Start({"--session_store=none"});
+  v1::GenerateRequest first = Sampled(10);
+  first.set_text("Once upon a time");
+  first.mutable_response()->set_return_state(true);
+  const Generation before = Generate(first);
+  ASSERT_TRUE(before.status.ok()) << before.status.error_message();
+  v1::TokenizeRequest text;
+  text.set_text("Once upon a time");
+  const v1::TokenizeResponse once = Tokenize(text);
+  text.set_text(" and then");
+  text.set_continuation(true);
+  const v1::TokenizeResponse then = Tokenize(text);
+  std::vector<int32_t> input(once.token_ids().begin(), once.token_ids().end());
+  input.insert(input.end(), before.token_ids.begin(), before.token_ids.end());
+  input.insert(input.end(), then.token_ids().begin(), then.token_ids().end());
+  for (const int kind : {0, 1, 2, 3}) {
+    v1::GenerateRequest request = Sampled(kind == 1 ? 0 : 12);
+    *request.mutable_state() = before.finished.state();
+    request.set_text(" and then");
+    request.set_candidates(3);
+    request.mutable_response()->set_return_state(true);
+    if (kind == 2) request.set_best_of(5);
+    if (kind == 3) request.mutable_stopping()->add_stop_strings("e");
+    const Generation several = Generate(request);
+    ASSERT_TRUE(several.status.ok()) << several.status.error_message();
+    std::vector<std::vector<int32_t>> contexts(3, input);
+    std::vector<v1::SessionCheckpoint> states(3);
+    for (const v1::GenerateResponse& event : several.events) {
+      if (event.has_delta()) {
+        std::vector<int32_t>& context = contexts[event.delta().candidate()];
+        context.insert(context.end(), event.delta().token_ids().begin(),
+                       event.delta().token_ids().end());
+      }
+      if (event.has_finished()) states[event.finished().candidate()] = event.finished().state();
+    }
+    if (kind != 2) {
+      // Candidate 0 is the lone request.
+      v1::GenerateRequest alone = request;
+      alone.clear_candidates();
+      EXPECT_EQ(states[0].checksum(), Generate(alone).finished.state().checksum()) << kind;
+    }
+    for (int i = 0; i < 3; ++i) {
+      v1::GenerateRequest from_state = Sampled(8);
+      *from_state.mutable_state() = states[i];
+      const Generation on = Generate(from_state);
+      ASSERT_TRUE(on.status.ok()) << on.status.error_message();
+      if (kind == 3) continue;  // the context ends within the text of the last tokens
+      v1::GenerateRequest whole = Sampled(8);
+      whole.mutable_token_ids()->mutable_ids()->Add(contexts[i].begin(), contexts[i].end());
+      EXPECT_EQ(on.token_ids, Generate(whole).token_ids) << kind << " " << i;
+    }
+  }
+}
+
 TEST_F(SessionTest, ATurnThatDoesNotEndWellNeverHappened) {
   Start();
   Mirror mirror = {Create(), {}, 0};

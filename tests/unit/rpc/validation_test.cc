@@ -182,31 +182,6 @@ INSTANTIATE_TEST_SUITE_P(
     }),
     CaseName);
 
-class GenerateUnimplemented : public testing::TestWithParam<Case> {};
-
-TEST_P(GenerateUnimplemented, IsRefusedByNameAndNotIgnored) {
-  v1::GenerateRequest request = ValidRequest();
-  GetParam().set(&request);
-  const absl::Status status = ValidateGenerate(request, Config(), {});
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnimplemented, HasSubstr(GetParam().field)));
-  EXPECT_THAT(Fields(status), ElementsAre(GetParam().field));
-}
-
-INSTANTIATE_TEST_SUITE_P(Fields, GenerateUnimplemented,
-                         testing::ValuesIn(std::vector<Case>{
-                             {"response.return_state",
-                              [](R* r) {
-                                r->set_candidates(2);
-                                r->mutable_response()->set_return_state(true);
-                              }},
-                             {"response.return_state",
-                              [](R* r) {
-                                r->set_best_of(2);
-                                r->mutable_response()->set_return_state(true);
-                              }},
-                         }),
-                         CaseName);
-
 TEST(ValidateGenerate, AcceptsEveryFieldAtItsDefault) {
   v1::GenerateRequest request = ValidRequest();
   v1::SamplingOptions* sampling = request.mutable_sampling();
@@ -276,9 +251,8 @@ TEST(ValidateGenerate, NamesTheLimitThatIsExceeded) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--max_new_tokens")));
 }
 
-TEST(ValidateGenerate, InvalidComesBeforeUnimplementedAndAllAreReported) {
+TEST(ValidateGenerate, EveryViolationIsReported) {
   v1::GenerateRequest request = ValidRequest();
-  request.mutable_response()->set_return_state(true);  // only unimplemented with candidates
   request.mutable_sampling()->set_temperature(-1.0f);
   request.mutable_sampling()->set_top_p(2.0f);
   request.set_candidates(0);
