@@ -53,6 +53,7 @@
 #include "server/sessions/redis_store.h"
 #endif
 #ifdef MMFREE_HAVE_ROCKSDB
+#include "server/sessions/rocksdb_salvage.h"
 #include "server/sessions/rocksdb_store.h"
 #endif
 #include "server/sessions/session_key.h"
@@ -251,11 +252,26 @@ std::vector<std::shared_ptr<prometheus::Collectable>> DeviceMetrics(
   return metrics;
 }
 
+#ifdef MMFREE_HAVE_ROCKSDB
+absl::StatusOr<std::unique_ptr<SessionStore>> MakeRocksDbStore(const std::string& directory,
+                                                               bool salvage) {
+  absl::StatusOr<std::unique_ptr<SessionStore>> store = OpenRocksDbStore({.directory = directory});
+  if (!salvage || !absl::IsDataLoss(store.status())) return store;
+  Log(LogLevel::kWarning, store.status().message());
+  MMFREE_ASSIGN_OR_RETURN(const RocksDbSalvage salvaged, SalvageRocksDb(directory));
+  Log(LogLevel::kWarning, absl::StrCat("--session_salvage: of ", salvaged.read,
+                                       " sessions with changes in the log ", salvaged.lost.size(),
+                                       " are not as they were committed last; the log as it was, ",
+                                       "and their names in sessions.txt: ", salvaged.copy));
+  return OpenRocksDbStore({.directory = directory});
+}
+#endif
+
 absl::StatusOr<std::unique_ptr<SessionStore>> MakeSessionStore(const ServerFlags& flags) {
   absl::string_view where = flags.session_store;
   if (absl::ConsumePrefix(&where, "rocksdb:")) {
 #ifdef MMFREE_HAVE_ROCKSDB
-    return OpenRocksDbStore({.directory = std::string(where)});
+    return MakeRocksDbStore(std::string(where), flags.session_salvage);
 #else
     return absl::InvalidArgumentError(
         "--session_store=rocksdb: this build has no RocksDB; install librocksdb-dev and build "

@@ -115,6 +115,10 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->Add("session_store", &flags->session_store, "STORE",
            "where sessions are kept: memory (the default; they end with\nthe process), "
            "rocksdb:DIR (they survive it),\nredis://HOST:PORT (replicas share them), none");
+  set->Add(
+      "session_salvage", &flags->session_salvage, "",
+      "rocksdb: when its log is damaged, keep a copy of it, open what\ncan be read, and list the "
+      "sessions that are not as they were\ncommitted last");
   set->Add("session_key_file", &flags->session_key_file, "FILE",
            "key of at least 32 bytes: states are signed with it, and only\nthose are taken");
   set->Add("session_ttl", &flags->session_ttl, "TIME",
@@ -228,6 +232,9 @@ absl::Status CheckSessions(const ServerFlags& flags) {
       !absl::StartsWith(store, "redis://")) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--session_store=", store, ": expected memory, rocksdb:DIR, redis://HOST:PORT or none"));
+  }
+  if (flags.session_salvage && !absl::StartsWith(store, "rocksdb:")) {
+    return absl::InvalidArgumentError("--session_salvage needs --session_store=rocksdb:DIR");
   }
   if (flags.session_ttl <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--session_ttl must be positive");

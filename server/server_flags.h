@@ -52,6 +52,7 @@ struct ServerFlags {
   absl::Duration session_ttl = absl::InfiniteDuration();
   int32_t session_kept_turns = 4;
   int64_t session_kept_mb = 8;
+  bool session_salvage = false;
   absl::Duration session_probe_interval = absl::Seconds(10);
   int64_t session_memory_mb = 1024;
 

@@ -1,16 +1,11 @@
 #include "server/sessions/rocksdb_store.h"
 
 #include <rocksdb/db.h>
-#include <rocksdb/env.h>
-#include <rocksdb/filter_policy.h>
 #include <rocksdb/options.h>
-#include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
 #include <array>
 #include <atomic>
-#include <cstdarg>
-#include <cstdio>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -18,58 +13,24 @@
 
 #include "absl/hash/hash.h"
 #include "absl/status/status.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "server/base/log.h"
 #include "server/base/status_macros.h"
+#include "server/sessions/rocksdb_layout.h"
 #include "server/sessions/store_errors.h"
 
 namespace mmfree {
 namespace {
 
-// Keys. N is the owner's length in four bytes, so that no owner's keys are a prefix of another's.
-//   'r' N owner id                  -> revision (8 bytes), expiry in microseconds (8), record
-//   'c' N owner id '\0' revision    -> checkpoint
-//   'p'                             -> what the last probe wrote
-// Integers are big-endian in keys and little-endian in values.
-constexpr char kRecords = 'r';
-constexpr char kCheckpoints = 'c';
-constexpr char kProbe[] = "p";
-constexpr size_t kValueHeader = 16;
-constexpr int64_t kNever = 0;  // as an expiry
-// States are rewritten at every turn: kept out of the tables, compaction does not copy them.
-constexpr uint64_t kMinBlobBytes = 4096;
-constexpr size_t kWriteBufferBytes = 16 << 20;
-
-void AppendBigEndian(uint64_t value, int bytes, std::string* out) {
-  for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) {
-    out->push_back(static_cast<char>(value >> shift & 0xff));
-  }
-}
-
-std::string OwnerPrefix(char kind, const std::string& owner) {
-  std::string key(1, kind);
-  AppendBigEndian(owner.size(), 4, &key);
-  key.append(owner);
-  return key;
-}
-
-std::string RecordKey(const SessionName& name) {
-  return absl::StrCat(OwnerPrefix(kRecords, name.owner), name.id);
-}
-
-std::string CheckpointPrefix(const SessionName& name) {
-  std::string key = absl::StrCat(OwnerPrefix(kCheckpoints, name.owner), name.id);
-  key.push_back('\0');
-  return key;
-}
-
-std::string CheckpointKey(const SessionName& name, uint64_t revision) {
-  std::string key = CheckpointPrefix(name);
-  AppendBigEndian(revision, 8, &key);
-  return key;
-}
+using rocksdb_layout::CheckpointKey;
+using rocksdb_layout::CheckpointPrefix;
+using rocksdb_layout::kNever;
+using rocksdb_layout::kProbe;
+using rocksdb_layout::kRecords;
+using rocksdb_layout::kValueHeader;
+using rocksdb_layout::OwnerPrefix;
+using rocksdb_layout::ParseRecordKey;
+using rocksdb_layout::RecordKey;
 
 std::string EncodeValue(const StoreChange& change) {
   const int64_t expire = change.expire_time == absl::InfiniteFuture()
@@ -100,18 +61,6 @@ absl::Status FromRocksDb(const rocksdb::Status& status, absl::string_view what) 
   const std::string message = absl::StrCat("session store, ", what, ": ", status.ToString());
   if (status.IsCorruption()) return absl::DataLossError(message);
   return absl::UnavailableError(message);
-}
-
-// The name of a record's key; false when it is not one.
-bool ParseRecordKey(const rocksdb::Slice& key, SessionName* name) {
-  constexpr size_t kFixed = 5;
-  if (key.size() < kFixed || key[0] != kRecords) return false;
-  size_t owner = 0;
-  for (size_t i = 1; i < kFixed; ++i) owner = owner << 8 | static_cast<uint8_t>(key[i]);
-  if (key.size() < kFixed + owner) return false;
-  name->owner.assign(key.data() + kFixed, owner);
-  name->id.assign(key.data() + kFixed + owner, key.size() - kFixed - owner);
-  return true;
 }
 
 class RocksDbStore final : public SessionStore {
@@ -279,51 +228,23 @@ class RocksDbStore final : public SessionStore {
   std::atomic<int64_t> count_{0};
 };
 
-// RocksDB's own log goes to ours. Its default is a file beside the data, and on a full disk the
-// failed write of a line into it ends the process (an assertion, in Debian's 7.8).
-class RocksDbLog final : public rocksdb::Logger {
- public:
-  RocksDbLog() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
-
-  using rocksdb::Logger::Logv;
-  void Logv(const char* format, va_list arguments) override {
-    std::array<char, 512> line;
-    vsnprintf(line.data(), line.size(), format, arguments);
-    const absl::string_view text = absl::StripAsciiWhitespace(line.data());
-    Log(LogLevel::kWarning, absl::StrCat("rocksdb: ", text));
-  }
-};
-
-rocksdb::Options DatabaseOptions() {
-  rocksdb::Options options;
-  options.create_if_missing = true;
-  // A crash leaves at most a last write that had not returned; anything else wrong in the log would
-  // be a commit lost in silence, so the store does not open then.
-  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
-  options.info_log = std::make_shared<RocksDbLog>();
-  // So much must be free again before a disk that was full is written to.
-  options.write_buffer_size = kWriteBufferBytes;
-  options.enable_blob_files = true;
-  options.min_blob_size = kMinBlobBytes;
-  options.enable_blob_garbage_collection = true;
-  options.max_open_files = 512;
-  options.compression = rocksdb::kNoCompression;
-  rocksdb::BlockBasedTableOptions table;
-  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  return options;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options) {
   rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(DatabaseOptions(), options.directory, &opened);
+  const rocksdb::Status status =
+      rocksdb::DB::Open(rocksdb_layout::Options(), options.directory, &opened);
   if (!status.ok()) {
     const std::string message =
         absl::StrCat("session store rocksdb:", options.directory, ": ", status.ToString());
-    return status.IsCorruption() ? absl::DataLossError(message)
-                                 : absl::FailedPreconditionError(message);
+    if (!status.IsCorruption()) return absl::FailedPreconditionError(message);
+    return absl::DataLossError(
+        absl::StrCat(message,
+                     "; it is damaged, and opening it could undo committed turns without a word. "
+                     "Restore it from a "
+                     "backup, or start once with --session_salvage: that keeps a copy of the log, "
+                     "opens what can be "
+                     "read and lists the sessions that are not as they were committed last"));
   }
   auto store = std::make_unique<RocksDbStore>(options, std::unique_ptr<rocksdb::DB>(opened));
   MMFREE_RETURN_IF_ERROR(store->Count());

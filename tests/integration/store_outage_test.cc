@@ -1,4 +1,5 @@
 // What a server says, and still does, while its session store cannot be used.
+#include <signal.h>
 #include <sys/mount.h>
 
 #include <filesystem>
@@ -132,6 +133,38 @@ TEST_F(StoreOutageTest, AFullDiskIsSaidAndSoIsItsEnd) {
   const Generation turn = Turn(1);
   EXPECT_TRUE(turn.status.ok()) << turn.status.error_message();
   EXPECT_EQ(turn.finished.session_turn(), 2u);
+}
+
+// An operator's way: the error, the flag that it names, and the list that this leaves.
+TEST_F(StoreOutageTest, ADamagedLogIsSalvagedWhenAskedFor) {
+  const TempDirectory directory;
+  const std::string store = directory.File("store");
+  const std::vector<std::string> flags = {"--session_store=rocksdb:" + store};
+  StartServer(flags);
+  Create();
+  EXPECT_TRUE(Turn(0).status.ok());
+  EXPECT_TRUE(Turn(1).status.ok());
+  server_->Signal(SIGKILL);
+  ASSERT_THAT(server_->Wait(), IsOk());
+  std::filesystem::path log;
+  for (const auto& entry : std::filesystem::directory_iterator(store)) {
+    if (entry.path().extension() == ".log") log = entry.path();
+  }
+  // Into the first turn's state: three states are nearly all of the log.
+  std::fstream file(log, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(static_cast<std::streamoff>(std::filesystem::file_size(log) / 2));
+  file.write("damage", 6);
+  file.close();
+
+  const auto refused = ServerProcess::Start(flags);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(std::string(refused.status().message()), testing::HasSubstr("--session_salvage"));
+  StartServer({flags[0], "--session_salvage"});
+  EXPECT_THAT(server_->Log(), testing::HasSubstr("sessions.txt"));
+  // The last turn is whole, and so is the session.
+  const Generation turn = Turn(2);
+  EXPECT_TRUE(turn.status.ok()) << turn.status.error_message();
+  EXPECT_EQ(turn.finished.session_turn(), 3u);
 }
 
 TEST_F(StoreOutageTest, WithoutSessionsThereIsNoSuchService) {

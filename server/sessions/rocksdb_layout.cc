@@ -1,0 +1,100 @@
+#include "server/sessions/rocksdb_layout.h"
+
+#include <rocksdb/env.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/table.h>
+
+#include <array>
+#include <cstdarg>
+#include <cstdio>
+#include <memory>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "server/base/log.h"
+
+namespace mmfree::rocksdb_layout {
+namespace {
+
+// States are rewritten at every turn: kept out of the tables, compaction does not copy them.
+constexpr uint64_t kMinBlobBytes = 4096;
+constexpr size_t kWriteBufferBytes = 16 << 20;
+
+void AppendBigEndian(uint64_t value, int bytes, std::string* out) {
+  for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) {
+    out->push_back(static_cast<char>(value >> shift & 0xff));
+  }
+}
+
+// RocksDB's own log goes to ours. Its default is a file beside the data, and on a full disk the
+// failed write of a line into it ends the process (an assertion, in Debian's 7.8).
+class RocksDbLog final : public rocksdb::Logger {
+ public:
+  RocksDbLog() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
+
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    std::array<char, 512> line;
+    vsnprintf(line.data(), line.size(), format, arguments);
+    const absl::string_view text = absl::StripAsciiWhitespace(line.data());
+    Log(LogLevel::kWarning, absl::StrCat("rocksdb: ", text));
+  }
+};
+
+}  // namespace
+
+std::string OwnerPrefix(char kind, const std::string& owner) {
+  std::string key(1, kind);
+  AppendBigEndian(owner.size(), 4, &key);
+  key.append(owner);
+  return key;
+}
+
+std::string RecordKey(const SessionName& name) {
+  return absl::StrCat(OwnerPrefix(kRecords, name.owner), name.id);
+}
+
+std::string CheckpointPrefix(const SessionName& name) {
+  std::string key = absl::StrCat(OwnerPrefix(kCheckpoints, name.owner), name.id);
+  key.push_back('\0');
+  return key;
+}
+
+std::string CheckpointKey(const SessionName& name, uint64_t revision) {
+  std::string key = CheckpointPrefix(name);
+  AppendBigEndian(revision, 8, &key);
+  return key;
+}
+
+bool ParseRecordKey(const rocksdb::Slice& key, SessionName* name) {
+  if (key.size() < kKeyHeader || key[0] != kRecords) return false;
+  size_t owner = 0;
+  for (size_t i = 1; i < kKeyHeader; ++i) owner = owner << 8 | static_cast<uint8_t>(key[i]);
+  if (key.size() < kKeyHeader + owner) return false;
+  name->owner.assign(key.data() + kKeyHeader, owner);
+  name->id.assign(key.data() + kKeyHeader + owner, key.size() - kKeyHeader - owner);
+  return true;
+}
+
+rocksdb::Options Options() {
+  rocksdb::Options options;
+  options.create_if_missing = true;
+  // A crash leaves at most a last write that had not returned; anything else wrong in the log would
+  // be a commit lost in silence, so the store does not open then.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  options.info_log = std::make_shared<RocksDbLog>();
+  // So much must be free again before a disk that was full is written to.
+  options.write_buffer_size = kWriteBufferBytes;
+  options.enable_blob_files = true;
+  options.min_blob_size = kMinBlobBytes;
+  options.enable_blob_garbage_collection = true;
+  options.max_open_files = 512;
+  options.compression = rocksdb::kNoCompression;
+  rocksdb::BlockBasedTableOptions table;
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
+
+}  // namespace mmfree::rocksdb_layout

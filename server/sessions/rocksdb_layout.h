@@ -1,0 +1,45 @@
+// How sessions lie in a RocksDB database.
+#ifndef MMFREE_SERVER_SESSIONS_ROCKSDB_LAYOUT_H_
+#define MMFREE_SERVER_SESSIONS_ROCKSDB_LAYOUT_H_
+
+#include <rocksdb/options.h>
+#include <rocksdb/slice.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "server/sessions/session.h"
+
+namespace mmfree {
+
+// Keys. N is the owner's length in four bytes, so that no owner's keys are a prefix of another's.
+//   'r' N owner id                  -> revision (8 bytes), expiry in microseconds (8), record
+//   'c' N owner id '\0' revision    -> checkpoint
+//   'p'                             -> what the last probe wrote
+// Integers are big-endian in keys and little-endian in values.
+namespace rocksdb_layout {
+
+inline constexpr char kRecords = 'r';
+inline constexpr char kCheckpoints = 'c';
+inline constexpr char kProbe[] = "p";
+inline constexpr size_t kKeyHeader = 5;
+inline constexpr size_t kValueHeader = 16;
+inline constexpr int64_t kNever = 0;  // as an expiry
+
+// What the keys of an owner's sessions begin with.
+std::string OwnerPrefix(char kind, const std::string& owner);
+std::string RecordKey(const SessionName& name);
+std::string CheckpointPrefix(const SessionName& name);
+std::string CheckpointKey(const SessionName& name, uint64_t revision);
+// The name in a record's key; false when it is not one.
+bool ParseRecordKey(const rocksdb::Slice& key, SessionName* name);
+
+// Of the database: what is wrong with its log but for the end keeps it from being opened.
+rocksdb::Options Options();
+
+}  // namespace rocksdb_layout
+
+}  // namespace mmfree
+
+#endif  // MMFREE_SERVER_SESSIONS_ROCKSDB_LAYOUT_H_
