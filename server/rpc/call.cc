@@ -1,10 +1,16 @@
 #include "server/rpc/call.h"
 
+#include <grpc/grpc_security_constants.h>
+
+#include <algorithm>
 #include <chrono>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "server/rpc/conversion.h"
 #include "server/rpc/status.h"
 
@@ -17,12 +23,22 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
                                                                   : absl::FromChrono(deadline);
 }
 
-// A certificate may hold several names; they come in its order.
+// All names in the certificate, each once: its common name, then the alternative ones in its order.
+// Callers that have but one of them in common ("localhost", say) are not the same.
 std::string CallerOf(const grpc::CallbackServerContext& context) {
   const std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
   if (auth == nullptr || !auth->IsPeerAuthenticated()) return "";
-  const std::vector<grpc::string_ref> identity = auth->GetPeerIdentity();
-  return identity.empty() ? "" : std::string(identity.front().data(), identity.front().size());
+  std::vector<std::string> names;
+  for (const char* property : {GRPC_X509_CN_PROPERTY_NAME, GRPC_X509_SAN_PROPERTY_NAME}) {
+    for (const grpc::string_ref& value : auth->FindPropertyValues(property)) {
+      std::string name = absl::StrReplaceAll(absl::string_view(value.data(), value.size()),
+                                             {{"%", "%25"}, {",", "%2C"}});
+      if (std::find(names.begin(), names.end(), name) == names.end()) {
+        names.push_back(std::move(name));
+      }
+    }
+  }
+  return absl::StrJoin(names, ",");
 }
 
 }  // namespace

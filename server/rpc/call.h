@@ -29,7 +29,7 @@ class Call {
   // Whether the call may go on: UNAVAILABLE when draining, DEADLINE_EXCEEDED when it came too late.
   const absl::Status& admission() const { return admission_; }
   absl::Time deadline() const { return deadline_; }
-  // Who calls, for fair shares and sessions: the identity in the client's certificate, empty
+  // Who calls, for fair shares and sessions: the names in the client's certificate, empty
   // without one.
   const std::string& caller() const { return caller_; }
   // For a call that gRPC reports as cancelled: whether its deadline did it. Deadlines are rounded
