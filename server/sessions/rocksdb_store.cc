@@ -1,6 +1,7 @@
 #include "server/sessions/rocksdb_store.h"
 
 #include <rocksdb/db.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/write_batch.h>
 
@@ -15,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/sessions/rocksdb_layout.h"
 #include "server/sessions/store_errors.h"
@@ -59,14 +61,35 @@ absl::StatusOr<StoredRecord> DecodeValue(const std::string& value) {
 absl::Status FromRocksDb(const rocksdb::Status& status, absl::string_view what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = absl::StrCat("session store, ", what, ": ", status.ToString());
-  if (status.IsCorruption()) return absl::DataLossError(message);
+  // A file that is gone does not come back.
+  if (status.IsCorruption() || status.IsPathNotFound()) return absl::DataLossError(message);
   return absl::UnavailableError(message);
 }
 
+// A compaction that meets damage would make RocksDB refuse all writes, for the sake of what is lost
+// anyway. Told here that it is no matter, RocksDB goes on; the store then turns compaction off.
+class DamageWatch final : public rocksdb::EventListener {
+ public:
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsCorruption()) return;
+    Log(LogLevel::kError,
+        absl::StrCat("session store: damaged, and not compacted any more: ", error->ToString()));
+    *error = rocksdb::Status::OK();
+    damaged_ = true;
+  }
+
+  // Whether damage was met since it was asked last.
+  bool TakeDamage() { return damaged_.exchange(false); }
+
+ private:
+  std::atomic<bool> damaged_{false};
+};
+
 class RocksDbStore final : public SessionStore {
  public:
-  RocksDbStore(const RocksDbStoreOptions& options, std::unique_ptr<rocksdb::DB> db)
-      : options_(options), db_(std::move(db)) {
+  RocksDbStore(const RocksDbStoreOptions& options, std::shared_ptr<DamageWatch> damage,
+               std::unique_ptr<rocksdb::DB> db)
+      : options_(options), damage_(std::move(damage)), db_(std::move(db)) {
     write_.sync = options.sync;
   }
 
@@ -74,20 +97,27 @@ class RocksDbStore final : public SessionStore {
   bool in_memory() const override { return false; }
   std::optional<int64_t> count() const override { return count_.load(); }
 
-  // Counts the sessions; once, before the store is used.
-  absl::Status Count() {
+  // Counts the sessions; once, before the store is used. Where it is damaged those behind the place
+  // are left out.
+  void Count() {
     int64_t count = 0;
-    MMFREE_RETURN_IF_ERROR(Scan(std::string(1, kRecords), [&](const rocksdb::Iterator&) {
+    const absl::Status status = Scan(std::string(1, kRecords), [&](const rocksdb::Iterator&) {
       ++count;
       return true;
-    }));
+    });
+    if (!status.ok()) Log(LogLevel::kError, status.message());
     count_ = count;
-    return absl::OkStatus();
   }
 
   absl::StatusOr<StoredRecord> Read(const SessionName& name) override {
     std::string value;
-    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), RecordKey(name), &value);
+    rocksdb::ReadOptions read;
+    rocksdb::Status status = db_->Get(read, RecordKey(name), &value);
+    if (status.IsCorruption()) {
+      // One damaged record does not take with it those in its block: each has its own checksum.
+      read.verify_checksums = false;
+      status = db_->Get(read, RecordKey(name), &value);
+    }
     if (status.IsNotFound()) return NoSuchSession(name);
     MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a record"));
     MMFREE_ASSIGN_OR_RETURN(StoredRecord stored, DecodeValue(value));
@@ -105,6 +135,8 @@ class RocksDbStore final : public SessionStore {
   }
 
   absl::Status Commit(const StoreChange& change) override {
+    // Where it is told it may not be changed.
+    if (damage_->TakeDamage()) db_->SetOptions({{"disable_auto_compactions", "true"}});
     absl::MutexLock lock(LockOf(change.name));
     const absl::StatusOr<StoredRecord> present = Read(change.name);
     const bool creates = !change.expected.has_value();
@@ -214,6 +246,7 @@ class RocksDbStore final : public SessionStore {
   absl::Status Scan(const std::string& prefix, const Visit& visit) {
     rocksdb::ReadOptions read;
     read.fill_cache = false;
+    read.verify_checksums = false;  // as in Read
     const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(read));
     for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
       if (!visit(*it)) break;
@@ -222,6 +255,7 @@ class RocksDbStore final : public SessionStore {
   }
 
   const RocksDbStoreOptions options_;
+  const std::shared_ptr<DamageWatch> damage_;
   const std::unique_ptr<rocksdb::DB> db_;
   rocksdb::WriteOptions write_;
   std::array<absl::Mutex, 64> locks_;
@@ -231,23 +265,24 @@ class RocksDbStore final : public SessionStore {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options) {
+  const auto damage = std::make_shared<DamageWatch>();
+  rocksdb::Options database = rocksdb_layout::Options();
+  database.listeners.push_back(damage);
   rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status =
-      rocksdb::DB::Open(rocksdb_layout::Options(), options.directory, &opened);
+  const rocksdb::Status status = rocksdb::DB::Open(database, options.directory, &opened);
   if (!status.ok()) {
     const std::string message =
         absl::StrCat("session store rocksdb:", options.directory, ": ", status.ToString());
     if (!status.IsCorruption()) return absl::FailedPreconditionError(message);
-    return absl::DataLossError(
-        absl::StrCat(message,
-                     "; it is damaged, and opening it could undo committed turns without a word. "
-                     "Restore it from a "
-                     "backup, or start once with --session_salvage: that keeps a copy of the log, "
-                     "opens what can be "
-                     "read and lists the sessions that are not as they were committed last"));
+    return absl::DataLossError(absl::StrCat(
+        message,
+        "; opening what is damaged could undo committed turns without a word. Restore it from a "
+        "backup or, if it is the log (*.log) that is damaged, start once with --session_salvage, "
+        "which copies the log, opens what is whole and lists the sessions that lost turns"));
   }
-  auto store = std::make_unique<RocksDbStore>(options, std::unique_ptr<rocksdb::DB>(opened));
-  MMFREE_RETURN_IF_ERROR(store->Count());
+  auto store =
+      std::make_unique<RocksDbStore>(options, damage, std::unique_ptr<rocksdb::DB>(opened));
+  store->Count();
   return store;
 }
 
