@@ -2,6 +2,7 @@
 
 #include <prometheus/registry.h>
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <string>
@@ -11,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/backends/cpu/cpu_backend.h"
+#include "server/rpc/best_of.h"
 #include "tests/support/collecting_sink.h"
 #include "tests/support/metric_reader.h"
 #include "tests/support/status_is.h"
@@ -281,19 +283,27 @@ class CandidatesTest : public testing::Test {
     return sink->ids();
   }
 
-  // Runs a group to its end; `cancel_after`: writes until the client goes, -1: it stays.
-  void Run(uint32_t candidates, const GenerationRequest& request, int cancel_after = -1) {
+  // Runs a group to its end; `cancel_after`: writes until the client goes, -1: it stays. `best`: of
+  // how many of them the outputs are sent, 0: of all, as they come.
+  void Run(uint32_t candidates, const GenerationRequest& request, int cancel_after = -1,
+           uint32_t best = 0) {
     GenerationStream::Options options;
     options.return_token_ids = true;
     options.prompt_logprobs = request.prompt_logprobs;
+    options.cumulative_logprob = best > 0;
     FakeWriter writer;
+    const auto ranking = std::make_shared<BestOf>(candidates, std::max(best, 1u), &writer);
+    EventWriter* const out = best > 0 ? static_cast<EventWriter*>(ranking.get()) : &writer;
     const auto group =
-        std::make_shared<CandidateGroup>(candidates, options, engine_.get(), request, &writer);
+        std::make_shared<CandidateGroup>(candidates, options, engine_.get(), request, out);
+    if (best > 0) ranking->SetSource(group);
+    EventSource* const source = best > 0 ? static_cast<EventSource*>(ranking.get()) : group.get();
     std::thread client([&] {
       for (int writes = 0; !writer.status().has_value(); ++writes) {
-        if (writes == cancel_after) group->OnCancel(false);
+        if (writes == cancel_after) source->OnCancel(false);
         writer.AwaitWriteOrEnd();
-        writer.CompleteWrite(group.get());
+        // Once gone, nothing more is taken.
+        writer.CompleteWrite(source, cancel_after < 0 || writes < cancel_after);
       }
     });
     group->Start();
@@ -379,7 +389,9 @@ TEST_F(CandidatesTest, AClientThatGoesAtAnyMomentFreesEverything) {
   std::mt19937 random(1);
   for (int round = 0; round < 100; ++round) {
     const int cancel_after = static_cast<int>(random() % 12);
-    Run(1 + random() % 6, Request(1 + random() % 20, 1.0f), cancel_after);
+    const uint32_t candidates = 1 + random() % 6;
+    const uint32_t best = random() % (candidates + 1);
+    Run(candidates, Request(1 + random() % 20, 1.0f), cancel_after, best);
     EXPECT_TRUE(status_.ok() || absl::IsCancelled(status_)) << status_;
     const Engine::Load load = engine_->load();
     EXPECT_EQ(load.running + load.queued + load.slots_used, 0);
