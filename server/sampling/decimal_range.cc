@@ -96,7 +96,7 @@ class Fractions {
     for (char digit = first; digit <= last; ++digit) {
       const std::optional<Rest> low_rest = RestAfter(low, digit == first);
       const std::optional<Rest> high_rest = RestAfter(high, digit == last);
-      const auto point = static_cast<uint32_t>(digit);
+      const uint32_t point = static_cast<unsigned char>(digit);
       if (!low_rest.has_value() && !high_rest.has_value()) {
         free.emplace_back(point, point);
         continue;

@@ -98,12 +98,12 @@ void KeepTypical(float share, float max_logit, float inverse_temperature, Candid
     return static_cast<uint64_t>((max_logit - c.logit) * inverse_temperature * kInformationOne);
   };
   Wide moment = 0;
-  uint64_t total = 0;
+  uint64_t total = 0;  // not 0: every candidate weighs something
   for (const Candidate& c : *candidates) {
     moment += static_cast<Wide>(c.weight) * information(c);
     total += c.weight;
   }
-  const uint64_t mean = static_cast<uint64_t>(moment / total);
+  const uint64_t mean = static_cast<uint64_t>(moment / std::max<uint64_t>(total, 1));
   const auto distance = [&](const Candidate& c) {
     const uint64_t i = information(c);
     return i > mean ? i - mean : mean - i;

@@ -17,8 +17,11 @@
 #include "absl/strings/str_replace.h"
 #include "server/base/status_macros.h"
 #include "server/sampling/decimal_range.h"
+#include "server/sampling/distinct_items.h"
 #include "server/sampling/integer_range.h"
 #include "server/sampling/json_schema_keywords.h"
+#include "server/sampling/json_text.h"
+#include "server/sampling/multiples_range.h"
 #include "server/sampling/regex.h"
 
 namespace mmfree {
@@ -35,9 +38,6 @@ constexpr int64_t kLargestInteger = 999'999'999'999'999;
 std::string Escaped(absl::string_view key) {
   return absl::StrReplaceAll(key, {{"~", "~0"}, {"/", "~1"}});
 }
-
-// Code points that a JSON string holds without an escape.
-CodePoints PlainCharacters() { return Complement({{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}); }
 
 // Before anything recurses into it. Brackets in strings count, too: no schema has so many.
 bool NestedTooDeeply(absl::string_view json) {
@@ -233,28 +233,8 @@ class SchemaCompiler {
     return counts;
   }
 
-  // One character of a string, escaped or not.
   Sequence StringCharacter() {
-    if (string_character_.empty()) {
-      const Sequence hex = Character({{'0', '9'}, {'a', 'f'}, {'A', 'F'}});
-      const Sequence not_d =
-          Character({{'0', '9'}, {'a', 'c'}, {'e', 'f'}, {'A', 'C'}, {'E', 'F'}});
-      const Sequence below_8 = Character({{'0', '7'}});
-      // Not a surrogate: half of a character is none.
-      const Sequence unit =
-          grammar_.OneOf({Join({not_d, hex, hex, hex}),
-                          Join({Character({{'d', 'd'}, {'D', 'D'}}), below_8, hex, hex})});
-      const Sequence simple = Character({{'"', '"'},
-                                         {'\\', '\\'},
-                                         {'/', '/'},
-                                         {'b', 'b'},
-                                         {'f', 'f'},
-                                         {'n', 'n'},
-                                         {'r', 'r'},
-                                         {'t', 't'}});
-      string_character_ = grammar_.OneOf(
-          {Character(PlainCharacters()), Join({Text("\\"), simple}), Join({Text("\\u"), unit})});
-    }
+    if (string_character_.empty()) string_character_ = JsonStringCharacter(&grammar_);
     return string_character_;
   }
 
@@ -265,7 +245,7 @@ class SchemaCompiler {
         return Unsupported(at, "\"pattern\" beside \"minLength\" or \"maxLength\"");
       }
       if (!schema["pattern"].is_string()) return Invalid(at, "\"pattern\" is not a string");
-      const CodePoints plain = PlainCharacters();
+      const CodePoints plain = PlainJsonCharacters();
       const absl::StatusOr<Sequence> pattern =
           ParseRegex(schema["pattern"].get<std::string>(), plain, &grammar_);
       if (!pattern.ok()) {
@@ -287,8 +267,14 @@ class SchemaCompiler {
 
   absl::StatusOr<Sequence> Number(const std::string& type, const Json& schema,
                                   const std::string& at) {
-    if (schema.contains("multipleOf")) return Unsupported(at, "\"multipleOf\"");
-    if (type == "number") return Decimal(schema, at);
+    MMFREE_ASSIGN_OR_RETURN(const double divisor, Bound(schema, "multipleOf", 1, at));
+    if (divisor <= 0) return Invalid(at, "\"multipleOf\" is not above 0");
+    if (divisor > kMaxDivisor || divisor != std::floor(divisor)) {
+      return Unsupported(at,
+                         absl::StrCat("\"multipleOf\" that is not whole or above ", kMaxDivisor));
+    }
+    // Multiples are whole, too.
+    if (type == "number" && !schema.contains("multipleOf")) return Decimal(schema, at);
     constexpr double kLimit = static_cast<double>(kLargestInteger);
     MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kLimit, at));
     MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kLimit, at));
@@ -297,7 +283,13 @@ class SchemaCompiler {
     const double low = std::max({std::ceil(minimum), std::floor(above) + 1, -kLimit});
     const double high = std::min({std::floor(maximum), std::ceil(below) - 1, kLimit});
     if (low > high) return Invalid(at, "no integer is within the bounds");
-    return IntegersBetween(static_cast<int64_t>(low), static_cast<int64_t>(high), &grammar_);
+    const auto first = static_cast<int64_t>(low);
+    const auto last = static_cast<int64_t>(high);
+    if (divisor == 1) return IntegersBetween(first, last, &grammar_);
+    std::optional<Sequence> multiples =
+        MultiplesBetween(first, last, static_cast<int32_t>(divisor), &grammar_);
+    if (!multiples.has_value()) return Invalid(at, "no multiple is within the bounds");
+    return *std::move(multiples);
   }
 
   // Any number, or one within bounds, which is written without an exponent.
@@ -349,10 +341,31 @@ class SchemaCompiler {
     return part;
   }
 
+  // With "uniqueItems": some of a few constants, in their order.
+  absl::StatusOr<Sequence> DistinctArray(const Counts& counts, const Json& schema,
+                                         const std::string& at) {
+    const auto values = schema.contains("items") ? ConstantsOf(schema_, schema["items"])
+                                                 : std::optional<std::vector<Json>>();
+    if (!values.has_value() || schema.contains("prefixItems") ||
+        values->size() > kMaxDistinctItems) {
+      return Unsupported(at, absl::StrCat("\"uniqueItems\" of anything but at most ",
+                                          kMaxDistinctItems, " constants as \"items\""));
+    }
+    std::vector<Sequence> items;
+    for (auto value = values->begin(); value != values->end(); ++value) {
+      if (std::find(values->begin(), value, *value) == value) items.push_back(Text(value->dump()));
+    }
+    const std::optional<Sequence> list =
+        DistinctItems(items, Separator(","), counts.min, counts.max, &grammar_);
+    if (!list.has_value()) return Invalid(at, "\"minItems\" is more than there are distinct items");
+    return Join({Text("["), *list, Text("]")});
+  }
+
   absl::StatusOr<Sequence> Array(const Json& schema, const std::string& at) {
     MMFREE_ASSIGN_OR_RETURN(const Counts counts, CountsOf(schema, "minItems", "maxItems", at));
-    if (schema.contains("uniqueItems") && schema["uniqueItems"] != false && counts.max != 1) {
-      return Unsupported(at, "\"uniqueItems\"");
+    if (schema.contains("uniqueItems") && schema["uniqueItems"] != false &&
+        (counts.max < 0 || counts.max > 1)) {
+      return DistinctArray(counts, schema, at);
     }
     std::vector<Sequence> first;
     if (schema.contains("prefixItems")) {

@@ -9,7 +9,6 @@ namespace mmfree {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using std::string_literals::operator""s;
 
 // References to references, at most: more go in a circle.
 constexpr int kMaxReferences = 20;
@@ -41,11 +40,25 @@ const Json* Resolved(const Json& document, const Json* schema) {
   return nullptr;
 }
 
-// The values of a "const" or an "enum"; nullopt when a schema is neither.
+// The values of a "const" or an "enum" that are of its "type"; nullopt when a schema is neither.
 std::optional<std::vector<Json>> ConstantsOf(const Json& schema) {
-  if (schema.contains("const")) return std::vector<Json>{schema["const"]};
-  if (!schema.contains("enum") || !schema["enum"].is_array()) return std::nullopt;
-  return std::vector<Json>(schema["enum"].begin(), schema["enum"].end());
+  std::vector<Json> values;
+  if (schema.contains("const")) {
+    values = {schema["const"]};
+  } else if (schema.contains("enum") && schema["enum"].is_array()) {
+    values.assign(schema["enum"].begin(), schema["enum"].end());
+  } else {
+    return std::nullopt;
+  }
+  if (!schema.contains("type")) return values;
+  const std::optional<std::vector<std::string>> types = TypesOf(schema);
+  if (!types.has_value()) return std::nullopt;
+  const auto is_of_none = [&types](const Json& value) {
+    return std::none_of(types->begin(), types->end(),
+                        [&value](const std::string& type) { return HasType(value, type); });
+  };
+  values.erase(std::remove_if(values.begin(), values.end(), is_of_none), values.end());
+  return values;
 }
 
 bool HaveDistinctConstants(const Json& a, const Json& b) {
@@ -66,7 +79,9 @@ std::optional<std::vector<std::string>> RestrictedTypes(const Json& schema) {
   } else if (schema.contains("type")) {
     types = TypesOf(schema);
   }
-  if (types.has_value()) std::replace(types->begin(), types->end(), "integer"s, "number"s);
+  if (types.has_value()) {
+    std::replace(types->begin(), types->end(), std::string("integer"), std::string("number"));
+  }
   return types;
 }
 
@@ -152,6 +167,11 @@ std::optional<std::vector<std::string>> TypesOf(const Json& schema) {
     }
   }
   return types.empty() ? *kAll : types;
+}
+
+std::optional<std::vector<Json>> ConstantsOf(const Json& document, const Json& schema) {
+  const Json* const resolved = Resolved(document, &schema);
+  return resolved == nullptr ? std::nullopt : ConstantsOf(*resolved);
 }
 
 bool ExcludeEachOther(const Json& document, const Json& schemas) {

@@ -25,6 +25,11 @@ bool HasType(const nlohmann::ordered_json& value, absl::string_view type);
 // Nullopt when "type" is not a type or a list of types.
 std::optional<std::vector<std::string>> TypesOf(const nlohmann::ordered_json& schema);
 
+// The values of a "const" or an "enum" that are of its "type", where `schema`, a part of
+// `document`, is or refers to one; nullopt when it does not.
+std::optional<std::vector<nlohmann::ordered_json>> ConstantsOf(
+    const nlohmann::ordered_json& document, const nlohmann::ordered_json& schema);
+
 // Whether no value that is written for one of `schemas`, parts of `document`, validates against
 // another: they are of different types, or of different constants, or objects that need a property
 // which is a constant, a different one in each.

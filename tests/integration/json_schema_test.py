@@ -31,7 +31,7 @@ def random_value(r):
 
 def random_schema(r, depth=0):
     kinds = ["string", "pattern", "integer", "number", "decimal", "boolean", "null", "enum", "const",
-             "types"]
+             "multiple", "set", "types"]
     if depth < 3:
         kinds += ["object", "object", "map", "array", "tuple", "anyOf", "oneOf", "union", "ref"]
     kind = r.choice(kinds)
@@ -67,6 +67,17 @@ def random_schema(r, depth=0):
             {"type": "object", "required": ["kind"],
              "properties": {"kind": {"enum": tags[1:3]}, "more": sub()}},
             {"enum": ["none", tags[3]]}, {"type": "null"}]}
+    if kind == "multiple":
+        low = r.randrange(-10 ** 6, 10 ** 6)
+        schema = {"type": r.choice(["integer", "number"]), "multipleOf": r.randrange(1, 200)}
+        if r.random() < 0.7:
+            schema.update(minimum=low, maximum=low + 200 + 10 ** r.randrange(6))
+        return schema
+    if kind == "set":
+        values = [r.randrange(30) for _ in range(r.randrange(1, 9))]
+        low = r.randrange(len(set(values)) + 1)
+        return {"type": "array", "uniqueItems": True, "items": {"enum": values}, "minItems": low,
+                "maxItems": low + r.randrange(4)}
     if kind == "types":
         return {"type": r.sample(["null", "boolean", "integer"], 2), "maximum": 50}
     if kind == "enum":

@@ -198,6 +198,17 @@ TEST(JsonSchemaTest, AllowsWhatValidatesInItsForm) {
   EXPECT_FALSE(Validates(R"({"prefixItems": [{"const": 1}], "items": false})", "[1,1]"));
   EXPECT_TRUE(Validates(R"({"type": "number", "minimum": 0, "exclusiveMaximum": 1})", "0.25"));
   EXPECT_FALSE(Validates(R"({"type": "number", "minimum": 0, "exclusiveMaximum": 1})", "1.0"));
+  EXPECT_TRUE(Validates(R"({"type": "number", "multipleOf": 12})", "-144"));
+  EXPECT_FALSE(Validates(R"({"type": "integer", "multipleOf": 12})", "6"));
+  const char* colours = R"json({"uniqueItems": true, "minItems": 1, "maxItems": 2,
+                                "items": {"$ref": "#/$defs/colour"},
+                                "$defs": {"colour": {"enum": ["red", "green", "blue"]}}})json";
+  for (const char* text : {R"(["red"])", R"(["red","blue"])", R"(["green", "blue"])"}) {
+    EXPECT_TRUE(Validates(colours, text)) << text;
+  }
+  for (const char* text : {"[]", R"(["red","red"])", R"(["red","green","blue"])"}) {
+    EXPECT_FALSE(Validates(colours, text)) << text;
+  }
   EXPECT_TRUE(Validates(R"({"minimum": 2.5})", "3"));
   EXPECT_FALSE(Validates(R"({"minimum": 2.5})", "2.4"));
 }
@@ -245,8 +256,13 @@ TEST(JsonSchemaTest, RefusesByNameWhatItWouldNotEnforce) {
   expect(R"({"type": "thing"})", kInvalid, "\"type\"");
   expect(R"({"properties": {"a": {"not": {}}}})", kUnimplemented, "at \"/properties/a\": \"not\"");
   expect(R"({"type": "number", "exclusiveMinimum": 1, "maximum": 1})", kInvalid, "no number");
-  expect(R"({"multipleOf": 3})", kUnimplemented, "multipleOf");
+  expect(R"({"multipleOf": 0.5})", kUnimplemented, "multipleOf");
+  expect(R"({"multipleOf": 201})", kUnimplemented, "multipleOf");
+  expect(R"({"multipleOf": 0})", kInvalid, "multipleOf");
+  expect(R"({"multipleOf": 7, "minimum": 1, "maximum": 6})", kInvalid, "no multiple");
   expect(R"({"uniqueItems": true})", kUnimplemented, "uniqueItems");
+  expect(R"({"uniqueItems": true, "items": {"enum": [1, 1.0]}, "minItems": 2})", kInvalid,
+         "minItems");
   expect(R"({"patternProperties": {}})", kUnimplemented, "patternProperties");
   expect(R"({"$ref": "http://example.com/x"})", kUnimplemented, "another document");
   expect(R"({"$ref": "#/$defs/none"})", kInvalid, "no such place");

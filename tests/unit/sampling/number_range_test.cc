@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/sampling/decimal_range.h"
 #include "server/sampling/integer_range.h"
+#include "server/sampling/multiples_range.h"
 #include "tests/support/status_is.h"
 #include "tests/unit/sampling/grammar_matcher.h"
 
@@ -39,6 +40,39 @@ TEST(IntegersBetweenTest, AreExactlyThose) {
       EXPECT_FALSE(Matches(grammar, text)) << text;
     }
   }
+}
+
+TEST(MultiplesBetweenTest, AreExactlyThose) {
+  std::mt19937 random(6);
+  for (int round = 0; round < 100; ++round) {
+    int64_t low = static_cast<int64_t>(random() % 2500) - 1250;
+    int64_t high = static_cast<int64_t>(random() % 2500) - 1250;
+    if (low > high) std::swap(low, high);
+    const auto divisor = static_cast<int32_t>(1 + random() % kMaxDivisor);
+    Grammar grammar;
+    const Grammar::Rule root = grammar.AddRule();
+    const std::optional<Grammar::Sequence> numbers = MultiplesBetween(low, high, divisor, &grammar);
+    int64_t expected = 0;
+    for (int64_t value = low; value <= high; ++value) expected += value % divisor == 0 ? 1 : 0;
+    ASSERT_EQ(numbers.has_value(), expected > 0) << low << " " << high << " " << divisor;
+    if (!numbers.has_value()) continue;
+    grammar.AddAlternative(root, *numbers);
+    ASSERT_THAT(grammar.Finish(root), IsOk());
+    GrammarMachine machine(grammar);
+    for (int64_t value = -1300; value <= 1300; ++value) {
+      ASSERT_EQ(Matches(&machine, absl::StrCat(value)),
+                low <= value && value <= high && value % divisor == 0)
+          << value << " of " << divisor << " in [" << low << ", " << high << "]";
+    }
+    for (const char* text : {"", "-", "-0", "00", "0200"}) EXPECT_FALSE(Matches(&machine, text));
+  }
+  Grammar largest;
+  const Grammar::Rule root = largest.AddRule();
+  largest.AddAlternative(
+      root, *MultiplesBetween(-999'999'999'999'999, 999'999'999'999'999, kMaxDivisor, &largest));
+  ASSERT_THAT(largest.Finish(root), IsOk());
+  EXPECT_TRUE(Matches(largest, "123456789012400"));
+  EXPECT_FALSE(Matches(largest, "123456789012300"));
 }
 
 // With a point in some places, so that the bounds fall between, on and beside what is tried.
