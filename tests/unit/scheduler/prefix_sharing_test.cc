@@ -304,6 +304,27 @@ TEST_F(JoinedFeedTest, AHigherClassDoesNotWaitForALowerOne) {
   for (const Sent& joiner : joiners_) Cached(joiner);
 }
 
+// Of a prompt that others overtake for its length, what a short one waits for is fed as soon as it
+// would feed that itself.
+TEST_F(PrefixSharingTest, WhatAShortPromptWaitsForIsNotOvertakenByLongerOnes) {
+  device_options_.num_slots = 16;
+  options_.policy.step_token_budget = 16;
+  StartSharing();
+  device_->CloseGate();
+  const Sent feeder = Send(Tail(24, 4000, 0));
+  device_->WaitUntilHeldUp();
+  std::vector<Sent> middling;
+  for (int i = 1; i < 8; ++i) middling.push_back(Send(Prompt(200, i)));
+  const Sent joiner = Send(Tail(24, 6, 1));
+  device_->OpenGate();
+  EXPECT_EQ(Cached(joiner), 24);
+  // The step under way, one in which it gets its slot, two for the rest of the prefix, its own.
+  const Timings& timings = joiner.sink->WaitForEnd()->timings;
+  EXPECT_LE(timings.queued + timings.prefill, 6 * device_options_.step_time);
+  for (const Sent& one : middling) Cached(one);
+  loop_->Cancel(feeder.handle);
+}
+
 TEST_F(JoinedFeedTest, WhenADeviceFaultEndsTheFeederEverybodyEnds) {
   device_options_.num_slots = 8;
   StartJoined();
