@@ -102,9 +102,9 @@ void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
   ++tokens_done_;
   request->last_token = token.token;
   if (request->expected_steps > 1) {
-    CountAs(request, RequestState::Counted::kNot);
-    --request->expected_steps;
-    CountAs(request, RequestState::Counted::kRunning);
+    Work& work = WorkOf(*request, &work_changes_);
+    work.AddRunning(request->expected_steps, -1);
+    work.AddRunning(--request->expected_steps, 1);
   }
   if (request->speculation != nullptr) request->speculation->Append(token.token);
   if (request->sampler != nullptr) request->sampler->Append(token.token);
