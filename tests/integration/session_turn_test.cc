@@ -1,6 +1,9 @@
 // What the options of a turn leave in its session, and send of it.
 #include <algorithm>
+#include <map>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "tests/integration/session_fixture.h"
 
@@ -96,6 +99,28 @@ TEST_F(SessionTurnTest, AReturnedStateEndsWhereItsStopStringBegan) {
   ASSERT_TRUE(turn.status.ok()) << turn.status.error_message();
   const std::vector<int32_t> context = ContextOf(turn.finished.state());
   EXPECT_EQ(Detokenize(context, false), request.text() + whole.substr(0, whole.find(stop)));
+}
+
+TEST_F(SessionTurnTest, EachCandidatesStateEndsWhereItsOwnStopStringBegan) {
+  Start({"--session_store=none"});
+  v1::GenerateRequest request = Sampled(40);
+  request.set_text("Once upon a time");
+  request.set_candidates(4);
+  for (const char* stop : {"e", ", ", "an"}) request.mutable_stopping()->add_stop_strings(stop);
+  request.mutable_response()->set_return_state(true);
+  std::map<uint32_t, std::string> texts;
+  std::map<uint32_t, v1::GenerationFinished> finished;
+  const Generation generation = Generate(request);
+  ASSERT_TRUE(generation.status.ok()) << generation.status.error_message();
+  for (const v1::GenerateResponse& event : generation.events) {
+    if (event.has_delta()) texts[event.delta().candidate()] += event.delta().text();
+    if (event.has_finished()) finished[event.finished().candidate()] = event.finished();
+  }
+  ASSERT_EQ(finished.size(), 4u);
+  for (const auto& [candidate, end] : finished) {
+    EXPECT_EQ(end.finish_reason(), v1::FINISH_REASON_STOP_STRING);
+    EXPECT_EQ(Detokenize(ContextOf(end.state()), false), request.text() + texts[candidate]);
+  }
 }
 
 // What a turn sends of its input: that, and not what came before.
