@@ -119,6 +119,12 @@ absl::Status Turn::Cut(std::vector<int32_t>* pending) const {
   const OutputText::Kept kept = stop_->text().kept();
   const int64_t held_from = final_state_->fed - static_cast<int64_t>(prompt_.size());
   pending->resize(static_cast<size_t>(kept.tokens - held_from));
+  if (pending->size() + kept.rest.size() > kMaxPendingTokens) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the stop string leaves ", pending->size(),
+                     " tokens that do not end at a character; a context can keep ",
+                     kMaxPendingTokens, " that are not fed"));
+  }
   if (kept.rest.empty()) return absl::OkStatus();
   // Where decoding drops the space of a dummy prefix there has to be one.
   MMFREE_ASSIGN_OR_RETURN(

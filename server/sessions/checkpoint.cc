@@ -20,8 +20,6 @@ namespace {
 // Payloads are copied as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
-// More than the tokens that a stop string can go through.
-constexpr int kMaxPending = 1 << 16;
 // Counts above it are no counts: what is added to them in a session's life must not overflow.
 constexpr int64_t kMaxCount = int64_t{1} << 62;
 
@@ -151,7 +149,7 @@ absl::StatusOr<SessionState> DecodeCheckpoint(const v1::SessionCheckpoint& check
   }
   if (body.token_count() < 0 || body.token_count() > kMaxCount ||
       body.turn() > static_cast<uint64_t>(kMaxCount) ||
-      body.pending_token_ids_size() > kMaxPending ||
+      body.pending_token_ids_size() > static_cast<int>(kMaxPendingTokens) ||
       body.last_token_ids_size() > static_cast<int>(kMaxLastTokens) ||
       body.last_token_ids_size() > body.token_count()) {
     return absl::DataLossError("the checkpoint's token counts contradict each other");

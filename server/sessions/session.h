@@ -30,6 +30,9 @@ struct SessionName {
 // Fed tokens that a state remembers, for penalties that look back over a turn.
 inline constexpr size_t kMaxLastTokens = 1024;
 
+// Tokens of a context that may wait to be fed: far more than a stop string goes through.
+inline constexpr size_t kMaxPendingTokens = 1 << 16;
+
 // A context between two turns.
 struct SessionState {
   std::vector<float> state;          // [num_layers, hidden_size]; empty: nothing was fed
