@@ -14,6 +14,7 @@
 #include "server/backends/backend.h"
 #include "server/prefix_cache/prefix_cache.h"
 #include "server/scheduler/policy.h"
+#include "server/scheduler/queued_prompts.h"
 #include "server/scheduler/request.h"
 #include "server/scheduler/speculation.h"
 
@@ -64,8 +65,11 @@ struct RequestState : SchedulerEntry {
     return final_state != nullptr && max_new_tokens == 0 ? prompt_tokens - 1 : 0;
   }
 
-  // What it counts among the tokens that wait to be fed.
-  int64_t tokens_to_wait() const { return prompt_tokens - prefix.expected; }
+  // What it counts as among the prompts that wait to be fed.
+  QueuedPrompts::Prompt queued_prompt() const {
+    return {prefix.space, absl::MakeConstSpan(tokens).first(static_cast<size_t>(prompt_tokens)),
+            prefix.expected};
+  }
 
   // The step thread's.
   bool state_in_slot = false;   // the slot it holds has its state

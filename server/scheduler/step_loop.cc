@@ -155,7 +155,7 @@ void StepLoop::CountPlan() {
   }
   for (SchedulerEntry* entry : plan_.admitted) {
     --changes_.waiting[static_cast<size_t>(entry->priority)];
-    changes_.waiting_tokens -= StateOf(entry)->tokens_to_wait();
+    dequeued_.push_back(StateOf(entry));
     started(entry);
   }
   if (!plan_.preempted.empty()) {
@@ -279,6 +279,10 @@ void StepLoop::ApplyChanges() {
   work_changes_ = WorkByClass();
   metrics_->SetEstimatedWait(EstimatedWait(Priority::kNormal, 0));
   if (!counts_changed_ && parked == parked_ && paused == paused_) return;
+  for (const RequestState* request : dequeued_) {
+    changes_.waiting_tokens -= queued_prompts_.Remove(request->queued_prompt());
+  }
+  dequeued_.clear();
   admission_.Apply(changes_);
   tokens_in_flight_ -= std::exchange(tokens_done_, 0);
   parked_ = parked;

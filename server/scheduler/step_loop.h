@@ -96,10 +96,13 @@ class StepLoop {
   absl::StatusOr<RequestHandle> SubmitState(std::unique_ptr<RequestState> request,
                                             absl::Status valid);
   absl::Status CheckTokens(absl::Span<const int32_t> tokens, absl::string_view what) const;
-  absl::Status Admit(const RequestState& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckFeasible(const RequestState& request) const
+  // `prompt_tokens`: those that it adds to what waits to be fed.
+  absl::Status Admit(const RequestState& request, int64_t prompt_tokens)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void CountWork(RequestState* request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckFeasible(const RequestState& request, int64_t prompt_tokens) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CountWork(RequestState* request, int64_t prompt_tokens)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int SizeOf(int64_t prompt_tokens) const { return PromptSize(prompt_tokens, full_chunk_); }
   // Where it is counted.
   Work& WorkOf(const RequestState& request, WorkByClass* work) const {
@@ -173,7 +176,8 @@ class StepLoop {
   std::vector<std::unique_ptr<RequestState>> submissions_ ABSL_GUARDED_BY(mutex_);
   std::vector<RequestHandle> cancellations_ ABSL_GUARDED_BY(mutex_);
   AdmissionControl admission_ ABSL_GUARDED_BY(mutex_);
-  WorkByClass work_ ABSL_GUARDED_BY(mutex_);  // of the admitted requests
+  QueuedPrompts queued_prompts_ ABSL_GUARDED_BY(mutex_);  // of those that wait for their first slot
+  WorkByClass work_ ABSL_GUARDED_BY(mutex_);              // of the admitted requests
   RequestHandle next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
@@ -198,6 +202,7 @@ class StepLoop {
   // Not yet applied to what the lock guards.
   AdmissionControl::Counts changes_;
   WorkByClass work_changes_;
+  std::vector<RequestState*> dequeued_;  // they do not wait for their first slot any longer
   int64_t tokens_done_ = 0;
   bool counts_changed_ = false;
   Throughput current_throughput_;

@@ -97,7 +97,7 @@ void StepLoop::End(RequestState* request, absl::string_view outcome, absl::Time 
   const size_t priority = static_cast<size_t>(request->priority);
   switch (request->phase) {
     case Phase::kWaiting:
-      changes_.waiting_tokens -= request->tokens_to_wait();
+      dequeued_.push_back(request);
       --changes_.waiting[priority];
       break;
     case Phase::kPreempted:

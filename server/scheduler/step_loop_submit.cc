@@ -140,12 +140,15 @@ absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState
   }
   if (valid.ok()) {
     absl::MutexLock lock(&mutex_);
-    valid = Admit(*request);
+    // A beginning that another one has that waits is fed once, and so counted once.
+    const int64_t prompt_tokens = queued_prompts_.Added(request->queued_prompt());
+    valid = Admit(*request, prompt_tokens);
     if (valid.ok()) {
       const RequestHandle handle = next_handle_++;
       request->id = handle;
       tokens_in_flight_ += request->tokens_left;
-      CountWork(request.get());
+      queued_prompts_.Add(request->queued_prompt());
+      CountWork(request.get(), prompt_tokens);
       submissions_.push_back(std::move(request));
       SetAdmissionGauges();
       return handle;
@@ -155,13 +158,14 @@ absl::StatusOr<RequestHandle> StepLoop::SubmitState(std::unique_ptr<RequestState
   return valid;
 }
 
-absl::Status StepLoop::Admit(const RequestState& request) {
+absl::Status StepLoop::Admit(const RequestState& request, int64_t prompt_tokens) {
   if (faulted_) return absl::UnavailableError("the device has failed");
   if (draining_) return absl::UnavailableError("the server is draining");
-  if (absl::Status feasible = CheckFeasible(request); !feasible.ok()) return feasible;
-  absl::Status admitted = admission_.Admit(request.priority, request.tokens_to_wait());
+  if (absl::Status feasible = CheckFeasible(request, prompt_tokens); !feasible.ok())
+    return feasible;
+  absl::Status admitted = admission_.Admit(request.priority, prompt_tokens);
   if (!absl::IsResourceExhausted(admitted)) return admitted;
-  const absl::Duration wait = EstimatedWait(request.priority, SizeOf(request.tokens_to_wait()));
+  const absl::Duration wait = EstimatedWait(request.priority, SizeOf(prompt_tokens));
   absl::Status refusal(admitted.code(),
                        absl::StrCat(admitted.message(), "; one that comes now would wait about ",
                                     absl::FormatDuration(wait)));
@@ -170,7 +174,7 @@ absl::Status StepLoop::Admit(const RequestState& request) {
 }
 
 // Adds what a request that was admitted has to do.
-void StepLoop::CountWork(RequestState* request) {
+void StepLoop::CountWork(RequestState* request, int64_t prompt_tokens) {
   const auto steps = [](int64_t tokens) {
     return std::clamp<int64_t>(tokens, 1, kMaxExpectedSteps);
   };
@@ -179,7 +183,7 @@ void StepLoop::CountWork(RequestState* request) {
     request->open_steps = request->expected_steps - steps(request->min_new_tokens);
   }
   request->counted = RequestState::Counted::kWaiting;
-  request->counted_prompt = request->tokens_to_wait();
+  request->counted_prompt = prompt_tokens;
   Work& work = WorkOf(*request, &work_);
   work.AddWaiting(request->expected_steps, request->open_steps, 1);
   work.prompt_tokens += request->counted_prompt;
@@ -194,7 +198,7 @@ absl::Duration StepLoop::EstimatedWait(Priority priority, int size) const {
 // of the wait only what the queue takes counts, and half of that: it is an estimate that is right
 // to a factor of about two. An idle server measures nothing, so it refuses nothing: an average that
 // a hiccup has spoilt would never be corrected.
-absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
+absl::Status StepLoop::CheckFeasible(const RequestState& request, int64_t prompt_tokens) const {
   if (request.deadline == absl::InfiniteFuture() || admission_.empty()) return absl::OkStatus();
   // What nothing can end early takes all its tokens.
   const int64_t new_tokens = MayEndEarly(request) ? request.min_new_tokens : request.max_new_tokens;
@@ -207,10 +211,10 @@ absl::Status StepLoop::CheckFeasible(const RequestState& request) const {
     }
   }
   const absl::Duration queue_takes =
-      EstimateWait(queued, request.priority, SizeOf(request.tokens_to_wait()), policy_.capacity(),
+      EstimateWait(queued, request.priority, SizeOf(prompt_tokens), policy_.capacity(),
                    throughput_.Costs(options_.step_time_target));
   const absl::Duration least =
-      queue_takes / 2 + throughput_.ServiceTime(request.tokens_to_wait(), new_tokens / per_step);
+      queue_takes / 2 + throughput_.ServiceTime(prompt_tokens, new_tokens / per_step);
   const absl::Duration left = request.deadline - request.submitted;
   if (least <= left) return absl::OkStatus();
   return absl::DeadlineExceededError(

@@ -304,6 +304,32 @@ TEST_F(JoinedFeedTest, AHigherClassDoesNotWaitForALowerOne) {
   for (const Sent& joiner : joiners_) Cached(joiner);
 }
 
+// The bound on tokens that wait is for what will be fed.
+TEST_F(PrefixSharingTest, QueuedPromptsCountWhatTheyHaveInCommonOnce) {
+  device_options_.num_slots = 1;
+  options_.max_queue_tokens = 1000;
+  StartSharing();
+  device_->CloseGate();
+  const Sent running = Send(Prompt(1), 1000);
+  device_->WaitUntilHeldUp();
+  std::vector<Sent> queued;
+  for (int i = 0; i < 20; ++i) queued.push_back(Send(Tail(500, 10, i), 3));
+  EXPECT_EQ(loop_->load().waiting_tokens, 500 + 20 * 10);
+  EXPECT_EQ(loop_->Submit(Generation(Prompt(500, 3), 1), std::make_shared<CollectingSink>())
+                .status()
+                .code(),
+            absl::StatusCode::kResourceExhausted);
+  // The one that came first leaves, and the others still have its beginning to feed.
+  loop_->Cancel(queued[0].handle);
+  loop_->Cancel(running.handle);
+  device_->OpenGate();
+  EXPECT_FALSE(queued[0].sink->WaitForEnd().ok());
+  for (size_t i = 1; i < queued.size(); ++i) Cached(queued[i]);
+  // The second one starts at the last checkpoint before the place where it parts from the first.
+  EXPECT_LE(FedTokens(), 1 + 500 + 19 * 10 + options_.prefixes.interval);
+  EXPECT_EQ(loop_->load().waiting_tokens, 0);
+}
+
 // Of a prompt that others overtake for its length, what a short one waits for is fed as soon as it
 // would feed that itself.
 TEST_F(PrefixSharingTest, WhatAShortPromptWaitsForIsNotOvertakenByLongerOnes) {
