@@ -23,10 +23,12 @@ ABSL_FLAG(std::vector<std::string>, decode,
           "Batch sizes to decode");
 ABSL_FLAG(std::vector<std::string>, prefill, (std::vector<std::string>{"512", "2048", "16384"}),
           "Prompt lengths to feed in chunks of --chunk");
+ABSL_FLAG(std::vector<std::string>, mixed, (std::vector<std::string>{}),
+          "Steps that decode and feed prompts, each as DECODING_ROWS+PROMPTSxTOKENS: 256+2x32");
 ABSL_FLAG(int32_t, chunk, 2048, "Tokens a step");
 ABSL_FLAG(double, warmup, 0.15, "Seconds before each measurement: clocks rise with load");
 ABSL_FLAG(double, seconds, 0.15, "Seconds of each measurement; the median step counts");
-ABSL_FLAG(std::string, kernels, "auto", "auto, generic, wide or decode");
+ABSL_FLAG(std::string, kernels, "auto", "auto, generic, wide, decode or persistent");
 ABSL_FLAG(bool, graphs, true, "Replay decode steps as CUDA graphs");
 ABSL_FLAG(double, read_tb_s, 4.40, "Measured read bandwidth of the device, TB/s");
 
@@ -95,6 +97,57 @@ void BenchDecode(Backend& backend, const Model& model, int32_t batch) {
       weights / us * 1e-6 / absl::GetFlag(FLAGS_read_tb_s) * 100.0, tops);
 }
 
+struct MixedStep {
+  int32_t decoding = 0;
+  int32_t prompts = 0;
+  int32_t prompt_tokens = 0;
+
+  int32_t rows() const { return decoding + prompts; }
+  int32_t tokens() const { return decoding + prompts * prompt_tokens; }
+};
+
+std::vector<MixedStep> MixedSteps(const std::vector<std::string>& texts) {
+  std::vector<MixedStep> steps;
+  for (const std::string& text : texts) {
+    MixedStep step;
+    if (sscanf(text.c_str(), "%d+%dx%d", &step.decoding, &step.prompts, &step.prompt_tokens) != 3 ||
+        step.decoding < 0 || step.prompts < 1 || step.prompt_tokens < 1) {
+      fprintf(stderr, "--mixed: \"%s\" is not DECODING_ROWS+PROMPTSxTOKENS\n", text.c_str());
+      exit(2);
+    }
+    steps.push_back(step);
+  }
+  return steps;
+}
+
+void BenchMixed(Backend& backend, const Model& model, const MixedStep& mixed) {
+  std::vector<int32_t> tokens(mixed.tokens());
+  for (size_t n = 0; n < tokens.size(); ++n) {
+    tokens[n] = static_cast<int32_t>((n * 977 + 5) % model.config().vocab_size);
+  }
+  const SamplingParams greedy;
+  std::vector<StepRow> rows(mixed.rows());
+  size_t first = 0;
+  for (int32_t n = 0; n < mixed.rows(); ++n) {
+    const size_t count = n < mixed.decoding ? 1 : mixed.prompt_tokens;
+    rows[n].slot = n;
+    rows[n].tokens = absl::MakeConstSpan(tokens).subspan(first, count);
+    rows[n].sampling = &greedy;
+    first += count;
+  }
+  StepOutput out;
+  std::vector<double> times;
+  const Clock::time_point begin = Clock::now();
+  while (Seconds(begin) < Total() || times.empty()) {
+    const Clock::time_point start = Clock::now();
+    Run(backend, rows, &out);
+    if (Seconds(begin) >= absl::GetFlag(FLAGS_warmup)) times.push_back(Microseconds(start));
+  }
+  const double us = Median(times);
+  printf("mixed   %d+%dx%d %9.1f us  %9.0f tok/s\n", mixed.decoding, mixed.prompts,
+         mixed.prompt_tokens, us, mixed.tokens() / us * 1e6);
+}
+
 void BenchPrefill(Backend& backend, const Model& model, int32_t length) {
   const int32_t chunk = absl::GetFlag(FLAGS_chunk);
   std::vector<int32_t> tokens(length);
@@ -126,11 +179,13 @@ CudaBackendOptions::Kernels KernelsOf(const std::string& name) {
   if (name == "generic") return CudaBackendOptions::Kernels::kGeneric;
   if (name == "wide") return CudaBackendOptions::Kernels::kWide;
   if (name == "decode") return CudaBackendOptions::Kernels::kDecode;
+  if (name == "persistent") return CudaBackendOptions::Kernels::kPersistent;
   return CudaBackendOptions::Kernels::kAuto;
 }
 
 int Main() {
   const std::vector<int32_t> batches = Numbers(absl::GetFlag(FLAGS_decode));
+  const std::vector<MixedStep> mixed_steps = MixedSteps(absl::GetFlag(FLAGS_mixed));
   for (const std::string& shape : absl::GetFlag(FLAGS_shapes)) {
     const absl::StatusOr<ModelConfig> config = ConfigForShape(shape);
     if (!config.ok()) {
@@ -142,6 +197,10 @@ int Main() {
     options.num_slots = 1;
     for (const int32_t batch : batches) options.num_slots = std::max(options.num_slots, batch);
     options.max_step_tokens = std::max(options.num_slots, absl::GetFlag(FLAGS_chunk));
+    for (const MixedStep& mixed : mixed_steps) {
+      options.num_slots = std::max(options.num_slots, mixed.rows());
+      options.max_step_tokens = std::max(options.max_step_tokens, mixed.tokens());
+    }
     options.kernels = KernelsOf(absl::GetFlag(FLAGS_kernels));
     options.use_graphs = absl::GetFlag(FLAGS_graphs);
     const Clock::time_point start = Clock::now();
@@ -156,6 +215,7 @@ int Main() {
            static_cast<double>(info.weight_bytes) * 1e-9,
            static_cast<double>(info.state_bytes) * 1e-9);
     for (const int32_t batch : batches) BenchDecode(**backend, *model, batch);
+    for (const MixedStep& mixed : mixed_steps) BenchMixed(**backend, *model, mixed);
     for (const int32_t length : Numbers(absl::GetFlag(FLAGS_prefill))) {
       BenchPrefill(**backend, *model, length);
     }

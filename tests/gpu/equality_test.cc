@@ -40,7 +40,8 @@ std::vector<Subject> Subjects() {
   const std::pair<const char*, Kernels> choices[] = {{"Auto", Kernels::kAuto},
                                                      {"Generic", Kernels::kGeneric},
                                                      {"Wide", Kernels::kWide},
-                                                     {"Decode", Kernels::kDecode}};
+                                                     {"Decode", Kernels::kDecode},
+                                                     {"Persistent", Kernels::kPersistent}};
   const std::pair<const char*, ModelConfig> shapes[] = {
       {"Aligned", Shape(512, 256, 384, 3)},
       {"Odd", Shape(1001, 333, 517, 2)},
@@ -53,6 +54,18 @@ std::vector<Subject> Subjects() {
       subject.name = std::string(shape_name) + choice_name;
       subject.config = config;
       subject.kernels = kernels;
+      subjects.push_back(subject);
+    }
+  }
+  // Norms so small that the clamp of the smallest maximum acts: of two stacked norms, of one.
+  for (const auto& [eps_name, eps] : {std::pair("SmallNorms", 1e6f), {"TinyNorms", 1e11f}}) {
+    for (const auto& [choice_name, kernels] : choices) {
+      Subject subject;
+      subject.name = std::string(eps_name) + choice_name;
+      subject.config = Shape(97, 40, 24, 2);
+      subject.config.rms_norm_eps = eps;
+      subject.kernels = kernels;
+      subject.batches = {1, 2, 3, 64};
       subjects.push_back(subject);
     }
   }
@@ -79,7 +92,7 @@ class EqualityTest : public testing::TestWithParam<Subject> {
     MMFREE_SKIP_WITHOUT_GPU();
     const Subject& subject = GetParam();
     BackendPair::Options options;
-    options.num_slots = subject.batches.back();
+    options.num_slots = std::max(subject.batches.back(), 8);
     options.max_step_tokens = 1024;
     options.kernels = subject.kernels;
     options.use_graphs = subject.use_graphs;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/backends/cuda/cuda_raii.h"
+#include "server/backends/cuda/decode_plan.h"
 #include "server/backends/cuda/device.h"
 #include "server/backends/cuda/device_model.h"
 #include "server/backends/cuda/forward.h"
@@ -80,6 +81,7 @@ class CudaBackend : public Backend {
   Stream stream_;
   DeviceModel model_;
   Workspace workspace_;
+  DecodePlan plan_;
   PinnedBuffer pinned_;
   StepInputs host_in_;                 // in pinned_
   HeadOutput* host_out_ = nullptr;     // [max_step_tokens] in pinned_
@@ -167,7 +169,10 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   context.num_sms = device.num_sms;
   context.shared_bytes_per_block = device.shared_bytes_per_block;
   context.hopper = device.hopper;
-  forward_ = std::make_unique<Forward>(config_, model_, workspace_, options_.kernels, context);
+  MMFREE_ASSIGN_OR_RETURN(
+      plan_, DecodePlan::Create(config_, model_, workspace_, options_.kernels, context));
+  forward_ =
+      std::make_unique<Forward>(config_, model_, workspace_, plan_, options_.kernels, context);
 
   info_.name = "cuda";
   info_.description =
@@ -248,9 +253,7 @@ absl::Status CudaBackend::WriteSlot(int32_t slot, absl::Span<const float> state)
 absl::StatusOr<GraphExec> CudaBackend::Capture(int32_t batch, bool head) const {
   MMFREE_CUDA_RETURN_IF_ERROR(
       cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-  const StepShape shape = {batch, batch, true};
-  cudaError_t error = forward_->Layers(host_in_, shape);
-  if (error == cudaSuccess && head) error = forward_->Head(0, batch, host_out_);
+  const cudaError_t error = forward_->Decode(host_in_, batch, head ? host_out_ : nullptr);
   // Ended even after a failure, which would leave the stream capturing.
   cudaGraph_t captured = nullptr;
   const cudaError_t end = cudaStreamEndCapture(stream_.get(), &captured);
@@ -311,7 +314,9 @@ void CudaBackend::SampleOnHost(absl::Span<const StepRow> rows, StepOutput* out) 
 }
 
 absl::Status CudaBackend::RunEager(StepOutput* out) {
-  const StepShape shape = {planner_.tokens(), host_in_.counts->rows, planner_.decode()};
+  const int32_t short_rows = planner_.short_rows();
+  const StepShape shape = {planner_.tokens(), short_rows, host_in_.counts->rows - short_rows,
+                           planner_.decode()};
   MMFREE_CUDA_RETURN_IF_ERROR(forward_->Layers(host_in_, shape));
   for (int32_t first = 0; first < planner_.heads(); first += workspace_.head_rows) {
     const int32_t rows = std::min(workspace_.head_rows, planner_.heads() - first);

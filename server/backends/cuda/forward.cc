@@ -2,6 +2,8 @@
 
 #include <cstddef>
 
+#include "absl/types/span.h"
+
 namespace mmfree::cuda {
 namespace {
 
@@ -14,17 +16,6 @@ namespace {
 int32_t StrideOf(int32_t rows) { return static_cast<int32_t>(RoundUp(rows, 8)); }
 
 }  // namespace
-
-Forward::Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
-                 CudaBackendOptions::Kernels kernels, const LaunchContext& context)
-    : config_(config), model_(model), workspace_(workspace), kernels_(kernels), context_(context) {
-  using Kernels = CudaBackendOptions::Kernels;
-  const bool wanted = kernels == Kernels::kAuto || kernels == Kernels::kDecode;
-  if (wanted &&
-      DecodeFits(config.hidden_size, config.intermediate_size, context.shared_bytes_per_block)) {
-    decode_rows_ = kMaxDecodeRows;
-  }
-}
 
 QuantizeArgs Forward::Norm(NormKind kind, int64_t cols, int32_t stride) const {
   QuantizeArgs args;
@@ -44,64 +35,6 @@ QuantizeArgs Forward::Norm(NormKind kind, int64_t cols, int32_t stride) const {
 cudaError_t Forward::Product(const GemmArgs& args) const {
   const bool generic = kernels_ == CudaBackendOptions::Kernels::kGeneric || !context_.hopper;
   return generic ? LaunchGemmMma(args, context_) : LaunchGemmWgmma(args, context_);
-}
-
-DecodeArgs Forward::Stage(NormKind kind, Epilogue epilogue, int64_t cols, int32_t rows) const {
-  DecodeArgs args;
-  args.kind = kind;
-  args.epilogue = epilogue;
-  args.max_rows = rows;
-  args.num_rows = &workspace_.in.counts->tokens;
-  args.cols = static_cast<int32_t>(cols);
-  args.padded_cols = static_cast<int32_t>(RoundUp(cols, kColumnBlock));
-  args.eps = config_.rms_norm_eps;
-  args.x = workspace_.h;
-  args.ld_x = static_cast<int32_t>(workspace_.ld_dim);
-  args.out = workspace_.h;
-  args.ld = workspace_.ld_dim;
-  return args;
-}
-
-cudaError_t Forward::DecodeLayer(const DeviceLayer& layer, float* states, int32_t rows) const {
-  float* const g = workspace_.values;
-  float* const gated = workspace_.values + rows * workspace_.ld_dim;
-
-  DecodeArgs stage = Stage(NormKind::kAttention, Epilogue::kRecurrence, config_.hidden_size, rows);
-  stage.w1 = layer.attn_norm;
-  stage.w2[0] = layer.i_norm;
-  stage.w2[1] = layer.f_norm;
-  stage.w2[2] = layer.g_norm_in;
-  stage.weights = layer.ifg;
-  stage.out = g;
-  stage.gated = gated;
-  stage.g_norm = layer.g_norm;
-  stage.lower_bound = layer.lower_bound;
-  stage.states = states;
-  stage.state_stride = workspace_.state_stride;
-  stage.rows = workspace_.in.rows;
-  RETURN_IF_FAILED(LaunchDecode(stage, context_));
-
-  stage = Stage(NormKind::kScanned, Epilogue::kResidual, config_.hidden_size, rows);
-  stage.x = g;
-  stage.y = gated;
-  stage.w2[0] = layer.o_norm;
-  stage.weights = layer.o;
-  RETURN_IF_FAILED(LaunchDecode(stage, context_));
-
-  stage = Stage(NormKind::kHidden, Epilogue::kSwiGlu, config_.hidden_size, rows);
-  stage.w1 = layer.mlp_norm;
-  stage.w2[0] = layer.gate_norm;
-  stage.weights = layer.gate;
-  stage.out = workspace_.z;
-  stage.ld = workspace_.ld_channels;
-  RETURN_IF_FAILED(LaunchDecode(stage, context_));
-
-  stage = Stage(NormKind::kOneNorm, Epilogue::kResidual, config_.intermediate_size, rows);
-  stage.x = workspace_.z;
-  stage.ld_x = static_cast<int32_t>(workspace_.ld_channels);
-  stage.w2[0] = layer.down_norm;
-  stage.weights = layer.down;
-  return LaunchDecode(stage, context_);
 }
 
 cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states,
@@ -157,7 +90,7 @@ cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states,
     scan.rows = workspace_.in.rows;
     scan.counts = workspace_.in.counts;
     scan.y = forget;
-    RETURN_IF_FAILED(LaunchScan(scan, shape.rows, context_));
+    RETURN_IF_FAILED(LaunchScan(scan, shape.short_rows, shape.long_rows, context_));
     norm.y = forget;
   }
   RETURN_IF_FAILED(LaunchQuantize(norm, shape.tokens, context_));
@@ -200,35 +133,47 @@ cudaError_t Forward::MlpBlock(const DeviceLayer& layer, const StepShape& shape) 
   return Product(product);
 }
 
-cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) const {
+cudaError_t Forward::Begin(const StepInputs& host, int32_t tokens) const {
   RETURN_IF_FAILED(LaunchLoadInputs(host, workspace_.in, context_));
-  RETURN_IF_FAILED(LaunchEmbed(model_.embedding(), model_.embedding_type(), config_.hidden_size,
-                               workspace_.in, shape.tokens, workspace_.h, workspace_.ld_dim,
-                               context_));
+  return LaunchEmbed(model_.embedding(), model_.embedding_type(), config_.hidden_size,
+                     workspace_.in, tokens, workspace_.h, workspace_.ld_dim, context_);
+}
+
+cudaError_t Forward::FewRows(int32_t rows, bool head) const {
+  if (plan_.persistent(rows)) {
+    return LaunchPersistentDecode(plan_.persistent_args(rows, head), rows, context_);
+  }
+  absl::Span<const DecodeArgs> stages = plan_.stages(rows);
+  if (!head) stages.remove_suffix(1);
+  for (const DecodeArgs& stage : stages) RETURN_IF_FAILED(LaunchDecode(stage, context_));
+  return cudaSuccess;
+}
+
+cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) const {
+  RETURN_IF_FAILED(Begin(host, shape.tokens));
+  if (shape.decode && shape.tokens <= plan_.max_rows()) return FewRows(shape.tokens, false);
   float* states = workspace_.states;
   for (const DeviceLayer& layer : model_.layers()) {
-    if (shape.decode && shape.tokens <= decode_rows_) {
-      RETURN_IF_FAILED(DecodeLayer(layer, states, shape.tokens));
-    } else {
-      RETURN_IF_FAILED(AttentionBlock(layer, states, shape));
-      RETURN_IF_FAILED(MlpBlock(layer, shape));
-    }
+    RETURN_IF_FAILED(AttentionBlock(layer, states, shape));
+    RETURN_IF_FAILED(MlpBlock(layer, shape));
     states += config_.hidden_size;
   }
   return cudaSuccess;
 }
 
+cudaError_t Forward::Decode(const StepInputs& host, int32_t rows, HeadOutput* out) const {
+  if (rows > plan_.max_rows()) {
+    RETURN_IF_FAILED(Layers(host, {rows, rows, 0, true}));
+    return out == nullptr ? cudaSuccess : Head(0, rows, out);
+  }
+  RETURN_IF_FAILED(Begin(host, rows));
+  RETURN_IF_FAILED(FewRows(rows, out != nullptr));
+  return out == nullptr ? cudaSuccess : Sample(0, rows, out);
+}
+
 cudaError_t Forward::HeadLogits(int32_t first, int32_t rows) const {
-  if (rows <= decode_rows_ && first == 0) {
-    DecodeArgs stage = Stage(NormKind::kHidden, Epilogue::kStore, config_.hidden_size, rows);
-    stage.num_rows = &workspace_.in.counts->heads;
-    stage.gather = workspace_.in.heads;
-    stage.w1 = model_.final_norm();
-    stage.w2[0] = model_.lm_head_norm();
-    stage.weights = model_.lm_head();
-    stage.out = workspace_.logits;
-    stage.ld = workspace_.ld_vocab;
-    return LaunchDecode(stage, context_);
+  if (rows <= plan_.max_rows() && first == 0) {
+    return LaunchDecode(plan_.stages(rows).back(), context_);
   }
   const int32_t stride = StrideOf(rows);
   QuantizeArgs norm = Norm(NormKind::kHidden, config_.hidden_size, stride);
@@ -251,11 +196,15 @@ cudaError_t Forward::HeadLogits(int32_t first, int32_t rows) const {
   return Product(product);
 }
 
-cudaError_t Forward::Head(int32_t first, int32_t rows, HeadOutput* out) const {
-  RETURN_IF_FAILED(HeadLogits(first, rows));
+cudaError_t Forward::Sample(int32_t first, int32_t rows, HeadOutput* out) const {
   return LaunchSample(workspace_.logits, workspace_.ld_vocab,
                       static_cast<int32_t>(config_.vocab_size), workspace_.in, first, rows, out,
                       context_);
+}
+
+cudaError_t Forward::Head(int32_t first, int32_t rows, HeadOutput* out) const {
+  RETURN_IF_FAILED(HeadLogits(first, rows));
+  return Sample(first, rows, out);
 }
 
 #undef RETURN_IF_FAILED

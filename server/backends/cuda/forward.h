@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "server/backends/cuda/cuda_backend.h"
+#include "server/backends/cuda/decode_plan.h"
 #include "server/backends/cuda/device_model.h"
 #include "server/backends/cuda/kernels.h"
 #include "server/backends/cuda/workspace.h"
@@ -15,7 +16,8 @@ namespace mmfree::cuda {
 // Capacities of a step's launches; the actual counts are in the step's inputs.
 struct StepShape {
   int32_t tokens = 0;
-  int32_t rows = 0;
+  int32_t short_rows = 0;
+  int32_t long_rows = 0;
   bool decode = false;  // every row is one token
 
   friend bool operator==(const StepShape&, const StepShape&) = default;
@@ -26,11 +28,20 @@ struct StepShape {
 class Forward {
  public:
   Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
-          CudaBackendOptions::Kernels kernels, const LaunchContext& context);
+          const DecodePlan& plan, CudaBackendOptions::Kernels kernels, const LaunchContext& context)
+      : config_(config),
+        model_(model),
+        workspace_(workspace),
+        plan_(plan),
+        kernels_(kernels),
+        context_(context) {}
 
   // Inputs from `host` (pinned) to the device, embeddings and all layers: leaves the residual
   // stream in the workspace and advances the states.
   cudaError_t Layers(const StepInputs& host, const StepShape& shape) const;
+
+  // A whole step of `rows` rows of one token each; `out` as in Head, or null for no heads.
+  cudaError_t Decode(const StepInputs& host, int32_t rows, HeadOutput* out) const;
 
   // Logits of heads [first, first + rows) and their samples and scores, into `out` (pinned, indexed
   // by head). rows is at most Workspace::head_rows.
@@ -39,19 +50,20 @@ class Forward {
  private:
   cudaError_t AttentionBlock(const DeviceLayer& layer, float* states, const StepShape& shape) const;
   cudaError_t MlpBlock(const DeviceLayer& layer, const StepShape& shape) const;
-  // Both blocks of a layer in four kernels, for few rows.
-  cudaError_t DecodeLayer(const DeviceLayer& layer, float* states, int32_t rows) const;
-  DecodeArgs Stage(NormKind kind, Epilogue epilogue, int64_t cols, int32_t rows) const;
+  cudaError_t Begin(const StepInputs& host, int32_t tokens) const;
+  // All layers of a step of few rows, by the plan, and the logits with `head`.
+  cudaError_t FewRows(int32_t rows, bool head) const;
   cudaError_t HeadLogits(int32_t first, int32_t rows) const;
+  cudaError_t Sample(int32_t first, int32_t rows, HeadOutput* out) const;
   QuantizeArgs Norm(NormKind kind, int64_t cols, int32_t stride) const;
   cudaError_t Product(const GemmArgs& args) const;
 
   const ModelConfig& config_;
   const DeviceModel& model_;
   const Workspace& workspace_;
+  const DecodePlan& plan_;
   CudaBackendOptions::Kernels kernels_;
   LaunchContext context_;
-  int32_t decode_rows_ = 0;  // most rows that the stage kernels are used for
 };
 
 }  // namespace mmfree::cuda

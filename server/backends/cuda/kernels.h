@@ -103,12 +103,14 @@ struct ScanArgs {
   float* states = nullptr;             // layer's part, [slots][state_stride]
   int64_t state_stride = 0;
   int32_t dim = 0;
-  const RowInput* rows = nullptr;  // [rows]
+  const RowInput* rows = nullptr;  // [rows], the short ones first
   const StepCounts* counts = nullptr;
   float* y = nullptr;  // [tokens][ld]: GateOutput at each token
 };
-// Advances the states of `max_rows` rows through their tokens, in order.
-cudaError_t LaunchScan(const ScanArgs& args, int32_t max_rows, const LaunchContext& context);
+// Advances the states of the rows through their tokens, in order; at most so many short and long
+// rows, of which there is one at least.
+cudaError_t LaunchScan(const ScanArgs& args, int32_t max_short_rows, int32_t max_long_rows,
+                       const LaunchContext& context);
 
 // --- products
 
@@ -147,7 +149,7 @@ inline constexpr int32_t kMaxDecodeRows = 2;
 // A norm (kAttention, kHidden, kScanned or kOneNorm) and the product that follows it, for rows
 // [0, max_rows) of one token each. The stages are: kAttention + kRecurrence, kScanned + kResidual,
 // kHidden + kSwiGlu, kOneNorm + kResidual, and kHidden + kStore for the head.
-struct DecodeArgs {
+struct alignas(16) DecodeArgs {
   NormKind kind = NormKind::kHidden;
   Epilogue epilogue = Epilogue::kStore;
   int32_t max_rows = 0;
@@ -171,13 +173,56 @@ struct DecodeArgs {
   float* states = nullptr;             // layer's part, [slots][state_stride]
   int64_t state_stride = 0;
   const RowInput* rows = nullptr;
-  // Set by the launcher: 16-slot tiles (of each matrix) in all, and a block's share.
+  // Set by LaunchDecode or PlanPersistentDecode: 16-slot tiles (of each matrix) in all, and a
+  // block's share where stages are kernels.
   int32_t units = 0;
   int32_t units_per_block = 0;
 };
 // Whether LaunchDecode takes such a model on a device with this much shared memory a block.
 bool DecodeFits(int64_t dim, int64_t channels, int64_t shared_bytes);
 cudaError_t LaunchDecode(const DecodeArgs& args, const LaunchContext& context);
+
+// --- decode_persistent.cu
+
+// How often the blocks of a persistent kernel have arrived and left; zeros between two launches.
+struct GridBarrier {
+  uint32_t arrivals;
+  uint32_t exits;
+};
+
+// A block's dynamic shared memory: offsets in bytes, for all stages.
+struct PersistentShared {
+  int32_t ring = 0;   // [warps][depth] pieces of 512 bytes
+  int32_t x = 0;      // [rows][padded] x, and but for kOneNorm the same of y
+  int32_t norms = 0;  // w2, and w1 where there is one
+  int32_t codes = 0;
+  int32_t sums[2] = {};  // of stages of even and of odd index
+  int32_t runs = 0;      // [warps][runs_per_warp] where the pieces lie in the weights
+  int32_t bytes = 0;
+  int32_t depth = 0;
+  int32_t num_sums = 0;
+  int32_t runs_per_warp = 0;
+};
+
+struct PersistentDecodeArgs {
+  const DecodeArgs* stages = nullptr;  // on the device: four a layer, then the head's
+  int32_t num_layers = 0;
+  int32_t num_stages = 0;  // to run: 4 * num_layers, or one more
+  GridBarrier* barrier = nullptr;
+  // Set by PlanPersistentDecode:
+  const uint8_t* weights = nullptr;  // where the first stage's begin
+  uint32_t layer_stride = 0;         // from a layer's weights to the next one's, in 16 bytes
+  float root_eps = 0.0f;             // at least the square root of the norms' eps
+  PersistentShared shared;
+};
+// Completes stages [0, num_stages) on the host for steps of `rows` rows, the last being the head's;
+// false when the device cannot run them so.
+bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
+                          const LaunchContext& context, PersistentDecodeArgs* args);
+// Runs the stages one after the other. Every multiprocessor must be free of work that does not end
+// by itself.
+cudaError_t LaunchPersistentDecode(const PersistentDecodeArgs& args, int32_t rows,
+                                   const LaunchContext& context);
 
 // --- sample.cu
 

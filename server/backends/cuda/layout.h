@@ -52,8 +52,11 @@ struct StepCounts {
   int32_t tokens = 0;
   int32_t rows = 0;
   int32_t heads = 0;
-  int32_t unused = 0;
+  int32_t short_rows = 0;
 };
+
+// Rows of at most this many tokens are short: the recurrence has a kernel of its own for them.
+inline constexpr int32_t kShortRowTokens = 64;
 
 struct alignas(16) RowInput {
   int32_t slot;
@@ -86,7 +89,7 @@ struct alignas(16) HeadOutput {
 struct StepInputs {
   StepCounts* counts;  // [1]
   int32_t* tokens;     // [max_step_tokens]
-  RowInput* rows;      // [max_rows]
+  RowInput* rows;      // [max_rows], the short ones first
   HeadInput* heads;    // [max_step_tokens]
   int32_t* banned;     // [max_rows * kMaxBannedTokens]
 };

@@ -1,10 +1,13 @@
 // The recurrence over chunks of tokens: sequential in the tokens of a row, parallel over channels
 // and rows.
 //
-// A block owns 8 channels (a 32-byte sector) of one row. Its warps form the gates of 256 tokens at
-// a time in parallel, eight threads then chain the 256 states (one fma each), and all warps form
-// the outputs while the next tokens' values are already on their way. Several blocks share a
-// multiprocessor, so that one computes while another chains.
+// Long rows: a block owns 8 channels (a 32-byte sector) of one row. Its warps form the gates of 256
+// tokens at a time in parallel, eight threads then chain the 256 states (one fma each), and all
+// warps form the outputs while the next tokens' values are already on their way. Several blocks
+// share a multiprocessor, so that one computes while another chains.
+//
+// Short rows (at most kShortRowTokens, decoding rows beside prompts above all) would leave most of
+// such a tile empty: there a thread takes one channel of one row through all its tokens.
 #include <cuda_runtime.h>
 
 #include "server/backends/cuda/batch_math.cuh"
@@ -69,6 +72,63 @@ __device__ __forceinline__ float Chain(float (&keep)[kTileTokens][kChannels],
   return state;
 }
 
+// Advances `state` through kCount tokens from `at` on, of which `num_tokens` exist; the values are
+// read before anything is written.
+template <int kCount>
+__device__ __forceinline__ float ShortTokens(const ScanArgs& args, int64_t at, int32_t num_tokens,
+                                             float lower_bound, float g_norm, float state) {
+  float forget[kCount];
+  float input[kCount];
+  float g[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const bool valid = i < num_tokens;
+    const int64_t from = at + i * args.ld;
+    // Ones for those that do not exist: zeros would take DivideBatch off its quick path.
+    forget[i] = valid ? args.forget[from] : 1.0f;
+    input[i] = valid ? args.input[from] : 1.0f;
+    g[i] = valid ? args.g[from] : 1.0f;
+  }
+  SigmoidBatch(forget, forget);
+  SiluBatch(input, input);
+  float states[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    // Recur of numerics.h.
+    const float f = fmaf(1.0f - lower_bound, forget[i], lower_bound);
+    if (i < num_tokens) state = fmaf(f, state, input[i] * (1.0f - f));
+    states[i] = state;
+  }
+  SiluBatch(states, states);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    // GateOutput of numerics.h.
+    if (i < num_tokens) args.y[at + i * args.ld] = (g[i] * g_norm) * states[i];
+  }
+  return state;
+}
+
+__global__ void __launch_bounds__(kThreads) ShortScanKernel(const ScanArgs args) {
+  constexpr int kBatch = 8;  // tokens whose values are in flight together
+  WaitForPrevious();
+  AllowNext();
+  if (static_cast<int32_t>(blockIdx.y) >= args.counts->short_rows) return;
+  const RowInput row = args.rows[blockIdx.y];
+  const int32_t channel = blockIdx.x * kThreads + threadIdx.x;
+  if (channel >= args.dim) return;
+  const float lower_bound = args.lower_bound[channel];
+  const float g_norm = args.g_norm[channel];
+  float* const state_at = args.states + row.slot * args.state_stride + channel;
+  float state = *state_at;
+  int64_t at = int64_t{row.first_token} * args.ld + channel;
+  int32_t left = row.num_tokens;
+  for (; left > 1; left -= kBatch, at += kBatch * args.ld) {
+    state = ShortTokens<kBatch>(args, at, left, lower_bound, g_norm, state);
+  }
+  if (left == 1) state = ShortTokens<1>(args, at, left, lower_bound, g_norm, state);
+  *state_at = state;
+}
+
 __global__ void __launch_bounds__(kThreads) ScanKernel(const ScanArgs args) {
   // Recur (numerics.h) in two parts: f and i of every token, then state = fma(f, state, i).
   __shared__ float keep[kTileTokens][kChannels];  // f; then the states
@@ -76,8 +136,9 @@ __global__ void __launch_bounds__(kThreads) ScanKernel(const ScanArgs args) {
 
   WaitForPrevious();
   AllowNext();
-  if (static_cast<int32_t>(blockIdx.y) >= args.counts->rows) return;
-  const RowInput row = args.rows[blockIdx.y];
+  const int32_t short_rows = args.counts->short_rows;
+  if (static_cast<int32_t>(blockIdx.y) >= args.counts->rows - short_rows) return;
+  const RowInput row = args.rows[short_rows + blockIdx.y];
   const int lane = threadIdx.x % kChannels;
   const bool chains = threadIdx.x < kChannels;
   const int32_t channel = blockIdx.x * kChannels + lane;
@@ -130,8 +191,14 @@ __global__ void __launch_bounds__(kThreads) ScanKernel(const ScanArgs args) {
 
 }  // namespace
 
-cudaError_t LaunchScan(const ScanArgs& args, int32_t max_rows, const LaunchContext& context) {
-  const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kChannels)), max_rows);
+cudaError_t LaunchScan(const ScanArgs& args, int32_t max_short_rows, int32_t max_long_rows,
+                       const LaunchContext& context) {
+  if (max_short_rows > 0) {
+    const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kThreads)), max_short_rows);
+    const cudaError_t error = Launch<ShortScanKernel>(context, grid, dim3(kThreads), 0, args);
+    if (error != cudaSuccess || max_long_rows == 0) return error;
+  }
+  const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kChannels)), max_long_rows);
   return Launch<ScanKernel>(context, grid, dim3(kThreads), 0, args);
 }
 

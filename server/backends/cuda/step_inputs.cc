@@ -19,6 +19,8 @@ bool HasHead(const StepRow& row) {
   return HeadsForAll(row) || row.sampling != nullptr || row.logits == LogitsMode::kLast;
 }
 
+bool IsShort(const StepRow& row) { return row.tokens.size() <= size_t{kShortRowTokens}; }
+
 absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.temperature >= 0.0f) || std::isinf(params.temperature)) {
     return absl::InvalidArgumentError(
@@ -113,6 +115,10 @@ void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
   heads_ = 0;
   banned_ = 0;
   decode_ = true;
+  short_rows_ = static_cast<int32_t>(
+      std::count_if(rows.begin(), rows.end(), [](const StepRow& row) { return IsShort(row); }));
+  int32_t next_short = 0;
+  int32_t next_long = short_rows_;
   logit_heads_.clear();
   sampler_heads_.clear();
   for (size_t n = 0; n < rows.size(); ++n) {
@@ -120,7 +126,7 @@ void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
     const int32_t count = static_cast<int32_t>(row.tokens.size());
     decode_ = decode_ && count == 1;
     std::copy(row.tokens.begin(), row.tokens.end(), in.tokens + tokens_);
-    in.rows[n] = {row.slot, tokens_, count, 0};
+    in.rows[IsShort(row) ? next_short++ : next_long++] = {row.slot, tokens_, count, 0};
     const int32_t first_head = HeadsForAll(row) ? 0 : HasHead(row) ? count - 1 : count;
     for (int32_t i = first_head; i < count; ++i) {
       HeadInput head = {};
@@ -143,7 +149,7 @@ void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
     }
     tokens_ += count;
   }
-  *in.counts = {tokens_, static_cast<int32_t>(rows.size()), heads_, 0};
+  *in.counts = {tokens_, static_cast<int32_t>(rows.size()), heads_, short_rows_};
 }
 
 void StepPlanner::Collect(absl::Span<const StepRow> rows, const HeadOutput* heads,

@@ -28,6 +28,7 @@ class StepPlanner {
   int32_t tokens() const { return tokens_; }
   int32_t heads() const { return heads_; }
   int32_t banned() const { return banned_; }
+  int32_t short_rows() const { return short_rows_; }
   bool decode() const { return decode_; }
   // Heads whose logits go back to the host, ascending.
   const std::vector<int32_t>& logit_heads() const { return logit_heads_; }
@@ -57,6 +58,7 @@ class StepPlanner {
   int32_t tokens_ = 0;
   int32_t heads_ = 0;
   int32_t banned_ = 0;
+  int32_t short_rows_ = 0;
   bool decode_ = false;
   std::vector<int32_t> logit_heads_;
   std::vector<SamplerHead> sampler_heads_;

@@ -1,0 +1,184 @@
+#include "server/backends/cuda/decode_plan.h"
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "server/backends/cuda/layout.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree::cuda {
+namespace {
+
+using Kernels = CudaBackendOptions::Kernels;
+
+// Makes the stages of steps of `rows` rows.
+class StageMaker {
+ public:
+  StageMaker(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
+             int32_t rows)
+      : config_(config), model_(model), workspace_(workspace), rows_(rows) {}
+
+  std::vector<DecodeArgs> All() const {
+    std::vector<DecodeArgs> stages;
+    float* states = workspace_.states;
+    for (const DeviceLayer& layer : model_.layers()) {
+      stages.push_back(Attention(layer, states));
+      stages.push_back(Output(layer));
+      stages.push_back(Gate(layer));
+      stages.push_back(Down(layer));
+      states += config_.hidden_size;
+    }
+    stages.push_back(Head());
+    return stages;
+  }
+
+ private:
+  // Gated outputs of the recurrence; `values` begins with g.
+  float* gated() const { return workspace_.values + rows_ * workspace_.ld_dim; }
+
+  // Reads and writes the residual stream, unless changed.
+  DecodeArgs Stage(NormKind kind, Epilogue epilogue, int64_t cols) const {
+    DecodeArgs args;
+    args.kind = kind;
+    args.epilogue = epilogue;
+    args.max_rows = rows_;
+    args.num_rows = &workspace_.in.counts->tokens;
+    args.cols = static_cast<int32_t>(cols);
+    args.padded_cols = static_cast<int32_t>(RoundUp(cols, kColumnBlock));
+    args.eps = config_.rms_norm_eps;
+    args.x = workspace_.h;
+    args.ld_x = static_cast<int32_t>(workspace_.ld_dim);
+    args.out = workspace_.h;
+    args.ld = workspace_.ld_dim;
+    return args;
+  }
+
+  DecodeArgs Attention(const DeviceLayer& layer, float* states) const {
+    DecodeArgs stage = Stage(NormKind::kAttention, Epilogue::kRecurrence, config_.hidden_size);
+    stage.w1 = layer.attn_norm;
+    stage.w2[0] = layer.i_norm;
+    stage.w2[1] = layer.f_norm;
+    stage.w2[2] = layer.g_norm_in;
+    stage.weights = layer.ifg;
+    stage.out = workspace_.values;
+    stage.gated = gated();
+    stage.g_norm = layer.g_norm;
+    stage.lower_bound = layer.lower_bound;
+    stage.states = states;
+    stage.state_stride = workspace_.state_stride;
+    stage.rows = workspace_.in.rows;
+    return stage;
+  }
+
+  DecodeArgs Output(const DeviceLayer& layer) const {
+    DecodeArgs stage = Stage(NormKind::kScanned, Epilogue::kResidual, config_.hidden_size);
+    stage.x = workspace_.values;
+    stage.y = gated();
+    stage.w2[0] = layer.o_norm;
+    stage.weights = layer.o;
+    return stage;
+  }
+
+  DecodeArgs Gate(const DeviceLayer& layer) const {
+    DecodeArgs stage = Stage(NormKind::kHidden, Epilogue::kSwiGlu, config_.hidden_size);
+    stage.w1 = layer.mlp_norm;
+    stage.w2[0] = layer.gate_norm;
+    stage.weights = layer.gate;
+    stage.out = workspace_.z;
+    stage.ld = workspace_.ld_channels;
+    return stage;
+  }
+
+  DecodeArgs Down(const DeviceLayer& layer) const {
+    DecodeArgs stage = Stage(NormKind::kOneNorm, Epilogue::kResidual, config_.intermediate_size);
+    stage.x = workspace_.z;
+    stage.ld_x = static_cast<int32_t>(workspace_.ld_channels);
+    stage.w2[0] = layer.down_norm;
+    stage.weights = layer.down;
+    return stage;
+  }
+
+  DecodeArgs Head() const {
+    DecodeArgs stage = Stage(NormKind::kHidden, Epilogue::kStore, config_.hidden_size);
+    stage.num_rows = &workspace_.in.counts->heads;
+    stage.gather = workspace_.in.heads;
+    stage.w1 = model_.final_norm();
+    stage.w2[0] = model_.lm_head_norm();
+    stage.weights = model_.lm_head();
+    stage.out = workspace_.logits;
+    stage.ld = workspace_.ld_vocab;
+    return stage;
+  }
+
+  const ModelConfig& config_;
+  const DeviceModel& model_;
+  const Workspace& workspace_;
+  const int32_t rows_;
+};
+
+// As measured (decision 0206): the less there is to read, the more waiting counts, and in one
+// kernel every block waits for every other.
+bool PersistentIsQuicker(const ModelConfig& config, int32_t rows) {
+  return rows > 1 || config.hidden_size >= 2048;
+}
+
+}  // namespace
+
+absl::StatusOr<DecodePlan> DecodePlan::Create(const ModelConfig& config, const DeviceModel& model,
+                                              const Workspace& workspace, Kernels kernels,
+                                              const LaunchContext& context) {
+  DecodePlan plan;
+  if (kernels == Kernels::kGeneric || kernels == Kernels::kWide ||
+      !DecodeFits(config.hidden_size, config.intermediate_size, context.shared_bytes_per_block)) {
+    return plan;
+  }
+  plan.max_rows_ = kMaxDecodeRows;
+  bool fits[kMaxDecodeRows] = {};
+  for (int32_t rows = 1; rows <= kMaxDecodeRows; ++rows) {
+    ForRows& for_rows = plan.plans_[rows - 1];
+    for_rows.stages = StageMaker(config, model, workspace, rows).All();
+    const bool wanted = kernels == Kernels::kPersistent ||
+                        (kernels == Kernels::kAuto && PersistentIsQuicker(config, rows));
+    fits[rows - 1] = wanted && PlanPersistentDecode(for_rows.stages.data(),
+                                                    static_cast<int32_t>(for_rows.stages.size()),
+                                                    rows, context, &for_rows.persistent);
+  }
+  MMFREE_RETURN_IF_ERROR(plan.Upload(fits));
+  return plan;
+}
+
+absl::Status DecodePlan::Upload(absl::Span<const bool> fits) {
+  std::array<DecodeArgs*, kMaxDecodeRows> stages = {};
+  GridBarrier* barrier = nullptr;
+  const auto bind = [&](std::byte* base) {
+    Carver carver(base);
+    barrier = carver.Take<GridBarrier>(1);
+    for (int32_t n = 0; n < kMaxDecodeRows; ++n) {
+      stages[n] = carver.Take<DecodeArgs>(static_cast<int64_t>(plans_[n].stages.size()));
+    }
+    return carver.bytes();
+  };
+  MMFREE_ASSIGN_OR_RETURN(memory_, DeviceBuffer::Allocate(bind(nullptr)));
+  bind(memory_.data());
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemset(barrier, 0, sizeof(*barrier)));
+  for (int32_t n = 0; n < kMaxDecodeRows; ++n) {
+    ForRows& plan = plans_[n];
+    if (!fits[n]) continue;
+    MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpy(stages[n], plan.stages.data(),
+                                           plan.stages.size() * sizeof(DecodeArgs),
+                                           cudaMemcpyHostToDevice));
+    plan.persistent.stages = stages[n];
+    plan.persistent.barrier = barrier;
+  }
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
+  return absl::OkStatus();
+}
+
+PersistentDecodeArgs DecodePlan::persistent_args(int32_t rows, bool with_head) const {
+  PersistentDecodeArgs args = plans_[rows - 1].persistent;
+  args.num_stages = 4 * args.num_layers + (with_head ? 1 : 0);
+  return args;
+}
+
+}  // namespace mmfree::cuda

@@ -1,0 +1,408 @@
+// The parts of a stage of a decode step: norm, quantisation, int8 x ternary product with mma.sync
+// and what follows the product, for a block that norms whole rows (kNormLanes threads a row) and
+// multiplies its own units of weights. A unit is a tile of 16 slots, or one of each of i, f and g.
+//
+// decode.cu makes a kernel of each stage, decode_persistent.cu one kernel of all.
+#ifndef MMFREE_SERVER_BACKENDS_CUDA_DECODE_STAGE_CUH_
+#define MMFREE_SERVER_BACKENDS_CUDA_DECODE_STAGE_CUH_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "server/backends/cuda/batch_math.cuh"
+#include "server/backends/cuda/epilogue.cuh"
+#include "server/backends/cuda/kernels.h"
+#include "server/backends/cuda/launch.cuh"
+#include "server/backends/cuda/norm.cuh"
+#include "server/base/numerics.h"
+
+namespace mmfree::cuda {
+
+inline constexpr int kStagePrefetch = 8;  // weight loads a warp keeps in flight
+inline constexpr int kCodePadding = 16;   // bytes; rows of codes start in different banks
+
+template <NormKind kKind>
+struct StageTraits {
+  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
+  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
+  static constexpr bool kHasY = kKind == NormKind::kScanned;
+  static constexpr bool kHasW1 = kKind == NormKind::kAttention || kKind == NormKind::kHidden;
+};
+
+__host__ __device__ constexpr int TilesPerUnit(NormKind kind) {
+  return kind == NormKind::kAttention ? 3 : 1;
+}
+
+// Parts of a block's shared memory; `padded` is DecodeArgs::padded_cols.
+struct StageBuffers {
+  float* x;        // [rows][padded]
+  float* y;        // [rows][padded], where a stage is given y
+  float* w1;       // [padded]
+  float* w2;       // [outputs][padded]
+  uint8_t* codes;  // [outputs][rows][padded + kCodePadding]
+  int32_t* sums;   // [tiles][kTileRows][rows]
+};
+
+// What a stage knows of its rows.
+template <int kOutputs, int kRows>
+struct StageScales {
+  CodeScale code[kOutputs][kRows];
+  RowScale row[kOutputs][kRows];
+};
+
+__device__ __forceinline__ void CopyAsync16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to)), "l"(from)
+               : "memory");
+}
+template <int kThreads>
+__device__ __forceinline__ void CopyAsyncFloats(float* to, const float* from, int count) {
+  for (int k = 4 * threadIdx.x; k < count; k += 4 * kThreads) CopyAsync16(to + k, from + k);
+}
+__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Walks weights in pieces of 16 x 128, tile by tile of a block's units.
+struct WeightCursor {
+  uint32_t at;  // this lane's 16 bytes, in units of 16 bytes from the start of the codes
+  int tile;
+  int k_block;
+};
+
+__device__ __forceinline__ WeightCursor CursorAt(const DecodeArgs& args, int tiles_per_unit,
+                                                 int first_unit, int tile, int k_block) {
+  const int matrix = tile % tiles_per_unit;
+  const int row_tile = first_unit + tile / tiles_per_unit;
+  const uint32_t block = static_cast<uint32_t>(
+      (matrix * args.weights.row_blocks + row_tile / 4) * args.weights.k_blocks + k_block);
+  return {block * (kBlockBytes / 16) + row_tile % 4 * 32 + threadIdx.x % 32, tile, k_block};
+}
+
+__device__ __forceinline__ void Advance(const DecodeArgs& args, int tiles_per_unit, int first_unit,
+                                        WeightCursor* cursor) {
+  cursor->at += kBlockBytes / 16;
+  if (++cursor->k_block == args.weights.k_blocks) {
+    *cursor = CursorAt(args, tiles_per_unit, first_unit, cursor->tile + 1, 0);
+  }
+}
+
+__device__ __forceinline__ const uint8_t* At(const DecodeArgs& args, const WeightCursor& cursor) {
+  return args.weights.codes + uint64_t{cursor.at} * 16;
+}
+
+// A warp's share of the weights of a block: `count` pieces, the first of them in registers.
+struct WeightShare {
+  uint4 words[kStagePrefetch];
+  WeightCursor loader;  // of the first piece that is not in `words`
+  int count;
+  int tile;  // of the first piece
+  int k_block;
+};
+
+// Splits the pieces of `units` units among the block's warps. The last warp, which also forms the
+// exact scales, gets half a share.
+template <int kWarps>
+__device__ __forceinline__ void SplitWeights(const DecodeArgs& args, int tiles_per_unit,
+                                             int first_unit, int units, int warp,
+                                             WeightShare* share) {
+  constexpr int kShares = 2 * kWarps - 1;
+  const int k_blocks = args.weights.k_blocks;
+  const int pieces = units * tiles_per_unit * k_blocks;
+  const int first = pieces * 2 * warp / kShares;
+  share->count = min(pieces * 2 * (warp + 1) / kShares, pieces) - first;
+  share->tile = first / k_blocks;
+  share->k_block = first % k_blocks;
+  share->loader = CursorAt(args, tiles_per_unit, first_unit, share->tile, share->k_block);
+}
+
+// Loads the first pieces of a share; the rest is fetched into L2.
+__device__ __forceinline__ void LoadFirstWeights(const DecodeArgs& args, int tiles_per_unit,
+                                                 int first_unit, WeightShare* share) {
+#pragma unroll
+  for (int p = 0; p < kStagePrefetch; ++p) {
+    if (p < share->count) {
+      share->words[p] = LoadWeights(At(args, share->loader));
+      Advance(args, tiles_per_unit, first_unit, &share->loader);
+    }
+  }
+  WeightCursor ahead = share->loader;
+  for (int p = kStagePrefetch; p < share->count; ++p) {
+    // A piece is four cache lines: one lane in eight fetches each.
+    if (threadIdx.x % 8 == 0) PrefetchL2(At(args, ahead));
+    Advance(args, tiles_per_unit, first_unit, &ahead);
+  }
+}
+
+// First pass over one row: its ordered sums and its maxima. `norm_lane` in [0, kNormLanes).
+template <NormKind kKind>
+__device__ __forceinline__ void NormRow(const DecodeArgs& args, const StageBuffers& buffers,
+                                        int row, int norm_lane,
+                                        NormPartials<StageTraits<kKind>::kOutputs>* partials) {
+  using T = StageTraits<kKind>;
+  constexpr int kOutputs = T::kOutputs;
+  constexpr int kBatch = 5;
+  const int padded = args.padded_cols;
+  const float* const x_row = buffers.x + row * padded;
+  const float* const y_row = T::kHasY ? buffers.y + row * padded : buffers.w1;
+  float sum_xx = 0.0f;
+  float sum_yy = 0.0f;
+  uint32_t max_bits[kOutputs] = {};
+#pragma unroll 1
+  for (int base = norm_lane; base < args.cols; base += kBatch * kNormLanes) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int k = base + i * kNormLanes;
+      if (k >= args.cols) break;
+      const float x = x_row[k];
+      float y = x;
+      if constexpr (T::kHasW1) y = x * y_row[k];
+      if constexpr (T::kHasY) y = y_row[k];
+      sum_xx = fmaf(x, x, sum_xx);
+      if constexpr (!T::kOneNorm) sum_yy = fmaf(y, y, sum_yy);
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+        max_bits[o] = max(max_bits[o], AbsBits(y * buffers.w2[o * padded + k]));
+      }
+    }
+  }
+  StorePartials<kOutputs>(sum_xx, sum_yy, max_bits, norm_lane / 32, norm_lane % 32, partials);
+}
+
+// Second pass: the codes of rows [first_row, first_row + kPass).
+template <NormKind kKind, int kRows, int kPass, bool kPlain, int kThreads>
+__device__ __forceinline__ void QuantizeRows(
+    const DecodeArgs& args, const StageBuffers& buffers, int first_row,
+    const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
+    int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows]) {
+  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+  const int padded = args.padded_cols;
+  int32_t sums[kOutputs][kPass] = {};
+  for (int k = 4 * threadIdx.x; k < padded; k += 4 * kThreads) {
+    uint32_t codes[kOutputs][kPass];
+    float4 y[kPass];
+#pragma unroll
+    for (int r = 0; r < kPass; ++r) {
+      const float* const from = StageTraits<kKind>::kHasY ? buffers.y : buffers.x;
+      y[r] = *reinterpret_cast<const float4*>(from + (first_row + r) * padded + k);
+      if constexpr (StageTraits<kKind>::kHasW1) {
+        const float4 w = *reinterpret_cast<const float4*>(buffers.w1 + k);
+        y[r] = make_float4(y[r].x * w.x, y[r].y * w.y, y[r].z * w.z, y[r].w * w.w);
+      }
+    }
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const float4 w = *reinterpret_cast<const float4*>(buffers.w2 + o * padded + k);
+#pragma unroll
+      for (int r = 0; r < kPass; ++r) {
+        codes[o][r] =
+            QuantizeQuad<kPlain>(y[r], w, scales.code[o][first_row + r].scale, &sums[o][r]);
+      }
+    }
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+#pragma unroll
+      for (int r = 0; r < kPass; ++r) {
+        const int at = (o * kRows + first_row + r) * (padded + kCodePadding) + k;
+        *reinterpret_cast<uint32_t*>(buffers.codes + at) = codes[o][r];
+      }
+    }
+  }
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+#pragma unroll
+    for (int r = 0; r < kPass; ++r) {
+      const int32_t sum = __reduce_add_sync(0xffffffffu, sums[o][r]);
+      if (threadIdx.x % 32 == 0) atomicAdd(&code_sums[o][first_row + r], sum);
+    }
+  }
+}
+
+// The codes of all rows, from what NormRow left of them and the block has synchronized on; leaves
+// the block synchronized.
+template <NormKind kKind, int kRows, int kThreads>
+__device__ __forceinline__ void Quantize(
+    const DecodeArgs& args, const StageBuffers& buffers,
+    const NormPartials<StageTraits<kKind>::kOutputs> (&partials)[kRows],
+    StageScales<StageTraits<kKind>::kOutputs, kRows>* scales,
+    int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows]) {
+  using T = StageTraits<kKind>;
+  constexpr int kOutputs = T::kOutputs;
+  const int thread = threadIdx.x;
+  if (thread < kOutputs * kRows) {
+    scales->code[thread % kOutputs][thread / kOutputs] = CodeScaleOf<T::kOneNorm>(
+        partials[thread / kOutputs], thread % kOutputs, static_cast<float>(args.cols), args.eps);
+  }
+  __syncthreads();
+  bool plain = true;
+#pragma unroll
+  for (int i = 0; i < kOutputs * kRows; ++i) {
+    plain = plain && scales->code[i % kOutputs][i / kOutputs].plain;
+  }
+  constexpr int kPass = kRows < 2 ? kRows : 2;
+#pragma unroll 1
+  for (int row = 0; row < kRows; row += kPass) {
+    if (plain) {
+      QuantizeRows<kKind, kRows, kPass, true, kThreads>(args, buffers, row, *scales, code_sums);
+    } else {
+      QuantizeRows<kKind, kRows, kPass, false, kThreads>(args, buffers, row, *scales, code_sums);
+    }
+  }
+  __syncthreads();
+}
+
+// Adds a warp's sums of one tile to the block's.
+template <int kRows>
+__device__ __forceinline__ void Flush(int32_t (&acc)[2][4], int32_t* sums) {
+  const int lane = threadIdx.x % 32;
+  const int slot = lane / 4;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int row = 2 * (lane % 4) + j;
+    if (row < kRows) {
+      atomicAdd(&sums[slot * kRows + row], acc[0][j] + acc[1][j]);
+      atomicAdd(&sums[(slot + 8) * kRows + row], acc[0][2 + j] + acc[1][2 + j]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) acc[i / 4][i % 4] = 0;
+}
+
+// Multiplies a warp's share and adds it to buffers.sums.
+template <NormKind kKind, int kRows>
+__device__ __forceinline__ void Multiply(const DecodeArgs& args, const StageBuffers& buffers,
+                                         int first_unit, WeightShare* share) {
+  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+  constexpr int kPerUnit = TilesPerUnit(kKind);
+  const int lane = threadIdx.x % 32;
+  const int code_stride = args.padded_cols + kCodePadding;
+  const uint32_t own_codes =
+      SharedAddress(buffers.codes) + lane % kRows * code_stride + lane / 8 * 16;
+  int tile = share->tile;
+  int k_block = share->k_block;
+  int32_t acc[2][4] = {};
+  for (int base = 0; base < share->count; base += kStagePrefetch) {
+#pragma unroll
+    for (int p = 0; p < kStagePrefetch; ++p) {
+      const int piece = base + p;
+      if (piece >= share->count) break;
+      const uint4 current = share->words[p];
+      if (piece + kStagePrefetch < share->count) {
+        share->words[p] = LoadWeights(At(args, share->loader));
+        Advance(args, kPerUnit, first_unit, &share->loader);
+      }
+      const int output = kOutputs == 1 ? 0 : tile % kOutputs;
+      const uint32_t at = own_codes + output * kRows * code_stride + k_block * kColumnBlock;
+      uint32_t b[2][4];
+      LoadMatrix4(b[0], at);
+      LoadMatrix4(b[1], at + 64);
+      const uint32_t word[4] = {current.x, current.y, current.z, current.w};
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        const WeightFragment a = Unpack(word[step]);
+        Mma(acc[step % 2], a.a0, a.a1, a.a2, a.a3, b[step / 2][step % 2 * 2],
+            b[step / 2][step % 2 * 2 + 1]);
+      }
+      if (++k_block == args.weights.k_blocks || piece + 1 == share->count) {
+        Flush<kRows>(acc, buffers.sums + tile * kTileRows * kRows);
+        k_block = 0;
+        ++tile;
+      }
+    }
+  }
+}
+
+// The epilogue's work of one thread: a channel (kRecurrence) or a pair of slots of one row.
+template <Epilogue kEpilogue, int kRows>
+struct EpilogueItem {
+  static constexpr bool kRecurrence = kEpilogue == Epilogue::kRecurrence;
+  static constexpr int kItemsPerUnit = kRecurrence ? kTileRows : 8;
+
+  int row;
+  int own;  // channel or pair within the block's units
+  bool owned;
+
+  __device__ __forceinline__ EpilogueItem(const DecodeArgs& args, int first_unit, int units,
+                                          int32_t num_rows)
+      : row(threadIdx.x % kRows), own(threadIdx.x / kRows) {
+    owned = row < num_rows && own < units * kItemsPerUnit &&
+            (!kRecurrence || first_unit * kTileRows + own < args.cols);
+  }
+};
+
+// What an epilogue thread reads from memory, early enough to be there when the sums are. It was
+// written by the stage before the previous one or earlier.
+struct EpilogueInput {
+  float state = 0.0f;
+  float lower_bound = 0.0f;
+  float g_norm = 0.0f;
+  float2 residual = {0.0f, 0.0f};
+};
+
+// `slot`: of the item's row, when it is owned and the epilogue is kRecurrence.
+template <Epilogue kEpilogue, int kRows>
+__device__ __forceinline__ EpilogueInput
+LoadEpilogueInput(const DecodeArgs& args, int first_unit,
+                  const EpilogueItem<kEpilogue, kRows>& item, int32_t slot) {
+  EpilogueInput input;
+  if (!item.owned) return input;
+  if constexpr (kEpilogue == Epilogue::kRecurrence) {
+    const int32_t channel = first_unit * kTileRows + item.own;
+    input.lower_bound = args.lower_bound[channel];
+    input.g_norm = args.g_norm[channel];
+    input.state = __ldcg(args.states + slot * args.state_stride + channel);
+  }
+  if constexpr (kEpilogue == Epilogue::kResidual) {
+    const int row = (first_unit + item.own / 8) * kTileRows + 2 * (item.own % 8);
+    if (row < args.ld) {
+      input.residual = __ldcg(reinterpret_cast<const float2*>(args.out + item.row * args.ld + row));
+    }
+  }
+  return input;
+}
+
+// Turns the block's sums into what the stage writes.
+template <NormKind kKind, Epilogue kEpilogue, int kRows>
+__device__ __forceinline__ void Finish(
+    const DecodeArgs& args, const StageBuffers& buffers,
+    const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
+    const int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows], int first_unit,
+    const EpilogueItem<kEpilogue, kRows>& item, const EpilogueInput& input, int32_t slot) {
+  if (!item.owned) return;
+  float* const out_row = args.out + item.row * args.ld;
+  if constexpr (kEpilogue == Epilogue::kRecurrence) {
+    // Row `own` of its tile sits in slot own/2, or own/2 + 8 with its sums times four.
+    const int32_t channel = first_unit * kTileRows + item.own;
+    const int in_tile = item.own % kTileRows;
+    const int tile_slot = in_tile / 2 + in_tile % 2 * 8;
+    const int own_sums = item.own / kTileRows * 3 * kTileRows;
+    float values[3];
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      const int32_t sum = buffers.sums[(own_sums + m * kTileRows + tile_slot) * kRows + item.row];
+      const float factor = scales.row[m][item.row].out * args.weights.scale[m];
+      values[m] =
+          static_cast<float>((in_tile % 2 == 0 ? sum : sum >> 2) - code_sums[m][item.row]) * factor;
+    }
+    // Recur and GateOutput of numerics.h, the two gates' divisions side by side.
+    float gates[2] = {1.0f, values[0]};
+    const float divisors[2] = {1.0f + Exp(-values[1]), 1.0f + Exp(-values[0])};
+    DivideBatch(gates, divisors, gates);
+    const float forget = fmaf(1.0f - input.lower_bound, gates[0], input.lower_bound);
+    const float next[1] = {fmaf(forget, input.state, gates[1] * (1.0f - forget))};
+    float silu[1];
+    SiluBatch(next, silu);
+    args.states[slot * args.state_stride + channel] = next[0];
+    out_row[channel] = values[2];
+    args.gated[item.row * args.ld + channel] = (values[2] * input.g_norm) * silu[0];
+  } else {
+    const int pair = item.own % 8;
+    const int32_t* const sums = buffers.sums + item.own / 8 * kTileRows * kRows + item.row;
+    const RowMeta meta = {scales.row[0][item.row].out, code_sums[0][item.row]};
+    FinishToken<kEpilogue>(sums[pair * kRows], sums[(pair + 8) * kRows], meta,
+                           args.weights.scale[0], first_unit + item.own / 8, pair, out_row, args.ld,
+                           input.residual);
+  }
+}
+
+}  // namespace mmfree::cuda
+
+#endif  // MMFREE_SERVER_BACKENDS_CUDA_DECODE_STAGE_CUH_
