@@ -15,10 +15,11 @@ namespace mmfree {
 
 struct SamplingParams;
 struct SampledToken;
+struct TokenDraw;
 
-// Draws a row's token on the host where SamplingParams alone do not say how: filters, penalties,
-// constraints, alternatives (server/sampling/request_sampler.h). One implementation for every
-// backend, so the bytes are the same.
+// Draws a row's token where SamplingParams alone do not say how: filters, penalties, constraints,
+// alternatives (server/sampling/request_sampler.h). A backend calls Sample, or makes the draw that
+// Describe describes by itself; the bytes are the same.
 class TokenSampler {
  public:
   virtual ~TokenSampler() = default;
@@ -28,6 +29,12 @@ class TokenSampler {
   // for different places of a step.
   virtual SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
                               uint64_t position) = 0;
+
+  // The draw that Sample would make at any position, as data (server/sampling/token_draw.h). False:
+  // only Sample can make it. May take milliseconds. Threads: as Sample.
+  virtual bool Describe(const SamplingParams& /*params*/, TokenDraw* /*draw*/) const {
+    return false;
+  }
 };
 
 // How the token after a row's last token is drawn. Same bytes on every backend (server/sampling).

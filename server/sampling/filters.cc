@@ -12,10 +12,6 @@ namespace {
 
 __extension__ using Wide = unsigned __int128;
 
-constexpr int kShareBits = 40;
-// Binary places of an information content: at most 87 * 2^24.
-constexpr float kInformationOne = 16777216.0f;
-
 using Candidates = std::vector<Candidate>;
 
 bool Likelier(const Candidate& a, const Candidate& b) {
@@ -83,7 +79,8 @@ uint64_t WeightOf(const Candidate& c) { return c.weight; }
 // How far a candidate is behind the likeliest.
 struct Behind {
   float max_logit;
-  float operator()(const Candidate& c) const { return max_logit - c.logit; }
+  // Zeros of either sign are no distance: the sum is not -0.
+  float operator()(const Candidate& c) const { return (max_logit - c.logit) + 0.0f; }
 };
 
 void KeepTopK(uint32_t k, float max_logit, Candidates* candidates) {
@@ -95,7 +92,7 @@ void KeepTopK(uint32_t k, float max_logit, Candidates* candidates) {
 void KeepTypical(float share, float max_logit, float inverse_temperature, Candidates* candidates) {
   // The information of a token is log(total) - x; log(total) cancels in its distance to the mean.
   const auto information = [&](const Candidate& c) {
-    return static_cast<uint64_t>((max_logit - c.logit) * inverse_temperature * kInformationOne);
+    return uint64_t{Information(c.logit, max_logit, inverse_temperature)};
   };
   Wide moment = 0;
   uint64_t total = 0;  // not 0: every candidate weighs something
@@ -109,7 +106,7 @@ void KeepTypical(float share, float max_logit, float inverse_temperature, Candid
     return i > mean ? i - mean : mean - i;
   };
   KeepPrefix(
-      ShareOf(share, total),
+      ShareOf(FixedShare(share), total),
       [&](const Candidate& a, const Candidate& b) {
         const uint64_t from_a = distance(a);
         const uint64_t from_b = distance(b);
@@ -121,7 +118,7 @@ void KeepTypical(float share, float max_logit, float inverse_temperature, Candid
 void KeepAtLeast(float share, Candidates* candidates) {
   uint64_t largest = 0;
   for (const Candidate& c : *candidates) largest = std::max(largest, c.weight);
-  const uint64_t least = ShareOf(share, largest);
+  const uint64_t least = ShareOf(FixedShare(share), largest);
   candidates->erase(std::remove_if(candidates->begin(), candidates->end(),
                                    [least](const Candidate& c) { return c.weight < least; }),
                     candidates->end());
@@ -129,11 +126,9 @@ void KeepAtLeast(float share, Candidates* candidates) {
 
 }  // namespace
 
-uint64_t ShareOf(float share, uint64_t total) {
+uint64_t FixedShare(float share) {
   // Exact in a double: a float times a power of two.
-  const auto fixed = static_cast<uint64_t>(std::ldexp(static_cast<double>(share), kShareBits));
-  constexpr Wide kRoundUp = (Wide{1} << kShareBits) - 1;
-  return static_cast<uint64_t>((static_cast<Wide>(fixed) * total + kRoundUp) >> kShareBits);
+  return static_cast<uint64_t>(std::ldexp(static_cast<double>(share), kShareBits));
 }
 
 void ApplyFilters(const FilterOptions& options, float max_logit, float inverse_temperature,
@@ -145,7 +140,8 @@ void ApplyFilters(const FilterOptions& options, float max_logit, float inverse_t
   if (options.top_p < 1.0f) {
     uint64_t total = 0;
     for (const Candidate& c : *candidates) total += c.weight;
-    KeepPrefix(ShareOf(options.top_p, total), Likelier, WeightOf, Behind{max_logit}, candidates);
+    KeepPrefix(ShareOf(FixedShare(options.top_p), total), Likelier, WeightOf, Behind{max_logit},
+               candidates);
   }
   if (options.min_p > 0.0f) KeepAtLeast(options.min_p, candidates);
 }

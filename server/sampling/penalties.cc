@@ -5,6 +5,39 @@
 
 namespace mmfree {
 
+void TokenCounts::Add(int32_t token) {
+  const auto [it, is_new] = index_.try_emplace(token, entries_.size());
+  if (is_new) {
+    entries_.push_back({token, 1});
+  } else {
+    ++entries_[it->second].count;
+  }
+}
+
+void TokenCounts::Remove(int32_t token) {
+  const auto it = index_.find(token);
+  const size_t at = it->second;
+  if (--entries_[at].count > 0) return;
+  index_.erase(it);
+  if (at + 1 < entries_.size()) {
+    entries_[at] = entries_.back();
+    index_[entries_[at].token] = at;
+  }
+  entries_.pop_back();
+}
+
+void ApplyPenalties(const PenaltyOptions& options, absl::Span<const TokenCount> window,
+                    absl::Span<const TokenCount> emitted, absl::Span<float> logits) {
+  for (const TokenCount& seen : window) {
+    float& l = logits[seen.token];
+    l = l > 0.0f ? l / options.repetition : l * options.repetition;
+  }
+  for (const TokenCount& seen : emitted) {
+    float& l = logits[seen.token];
+    l = (l - options.frequency * static_cast<float>(seen.count)) - options.presence;
+  }
+}
+
 Penalties::Penalties(const PenaltyOptions& options, absl::Span<const int32_t> context)
     : options_(options) {
   if (!options_.repeats()) return;
@@ -13,31 +46,19 @@ Penalties::Penalties(const PenaltyOptions& options, absl::Span<const int32_t> co
 }
 
 void Penalties::AddToWindow(int32_t token) {
-  ++in_window_[token];
+  in_window_.Add(token);
   if (window_.size() < options_.repetition_window) {
     window_.push_back(token);
     return;
   }
   const int32_t gone = std::exchange(window_[oldest_], token);
   oldest_ = (oldest_ + 1) % window_.size();
-  const auto it = in_window_.find(gone);
-  if (--it->second == 0) in_window_.erase(it);
+  in_window_.Remove(gone);
 }
 
 void Penalties::Append(int32_t token) {
   if (options_.repeats()) AddToWindow(token);
-  if (options_.frequency != 0.0f || options_.presence != 0.0f) ++emitted_[token];
-}
-
-void Penalties::Apply(absl::Span<float> logits) const {
-  for (const auto& [token, count] : in_window_) {
-    float& l = logits[token];
-    l = l > 0.0f ? l / options_.repetition : l * options_.repetition;
-  }
-  for (const auto& [token, count] : emitted_) {
-    float& l = logits[token];
-    l = (l - options_.frequency * static_cast<float>(count)) - options_.presence;
-  }
+  if (options_.frequency != 0.0f || options_.presence != 0.0f) emitted_.Add(token);
 }
 
 }  // namespace mmfree

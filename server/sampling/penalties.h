@@ -21,16 +21,42 @@ struct PenaltyOptions {
   bool any() const { return repeats() || frequency != 0.0f || presence != 0.0f; }
 };
 
-// Not thread-safe. A copy goes on by itself.
+struct TokenCount {
+  int32_t token = 0;
+  int32_t count = 0;
+};
+
+// How often tokens occur. The list of them is dense, so that going over it costs what it holds.
+class TokenCounts {
+ public:
+  void Add(int32_t token);
+  // `token` occurs.
+  void Remove(int32_t token);
+
+  // Distinct tokens, in no particular order; valid until the next change.
+  absl::Span<const TokenCount> entries() const { return entries_; }
+
+ private:
+  std::vector<TokenCount> entries_;
+  absl::flat_hash_map<int32_t, size_t> index_;  // in entries_, by token
+};
+
+// Penalizes in `logits` [vocab_size], in fp32 and one rounding an operation:
+//   in `window`:         l = l > 0 ? l / repetition : l * repetition
+//   emitted n > 0 times: l = (l - frequency * n) - presence
+void ApplyPenalties(const PenaltyOptions& options, absl::Span<const TokenCount> window,
+                    absl::Span<const TokenCount> emitted, absl::Span<float> logits);
+
+// The history that penalties are about. Not thread-safe. A copy goes on by itself.
 class Penalties {
  public:
   // `context`: the tokens before the output, of which the last repetition_window count.
   Penalties(const PenaltyOptions& options, absl::Span<const int32_t> context);
 
-  // Penalizes in `logits` [vocab_size], in fp32 and one rounding an operation:
-  //   seen in the window:  l = l > 0 ? l / repetition : l * repetition
-  //   emitted n > 0 times: l = (l - frequency * n) - presence
-  void Apply(absl::Span<float> logits) const;
+  // Tokens among the last repetition_window of the context; empty without a penalty for them.
+  absl::Span<const TokenCount> window() const { return in_window_.entries(); }
+  // Tokens of the output; empty without a penalty for them.
+  absl::Span<const TokenCount> emitted() const { return emitted_.entries(); }
 
   // The token was emitted.
   void Append(int32_t token);
@@ -41,8 +67,8 @@ class Penalties {
   const PenaltyOptions options_;
   std::vector<int32_t> window_;  // a ring once it is full
   size_t oldest_ = 0;
-  absl::flat_hash_map<int32_t, int32_t> in_window_;  // how often
-  absl::flat_hash_map<int32_t, int32_t> emitted_;    // how often
+  TokenCounts in_window_;
+  TokenCounts emitted_;
 };
 
 }  // namespace mmfree

@@ -1,130 +1,24 @@
 #include "server/sampling/request_sampler.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <limits>
-#include <optional>
-
-#include "server/base/philox.h"
-#include "server/sampling/sampler.h"
-#include "server/sampling/weights.h"
-
 namespace mmfree {
 namespace {
 
-constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
-
-// A thread's memory between calls. The threads that sample are few and live long.
-struct Scratch {
-  std::vector<float> logits;      // after masks, bias and penalties
-  std::vector<uint64_t> weights;  // of these, by id; 0: cannot be drawn
-  std::vector<Candidate> candidates;
-};
-
-Scratch& ThreadScratch() {
-  thread_local Scratch scratch;
-  return scratch;
-}
-
-TokenMask AllowedIds(const RequestSampler::Options& options, int64_t vocab_size) {
-  TokenMask mask(vocab_size, options.allowed.empty());
-  for (const int32_t id : options.allowed) mask.Add(id);
-  for (const int32_t id : options.banned) mask.Remove(id);
+// Null when that is every id.
+std::shared_ptr<const TokenMask> AllowedIds(const RequestSampler::Options& options,
+                                            int64_t vocab_size) {
+  if (options.allowed.empty() && options.banned.empty()) return nullptr;
+  auto mask = std::make_shared<TokenMask>(vocab_size, options.allowed.empty());
+  for (const int32_t id : options.allowed) mask->Add(id);
+  for (const int32_t id : options.banned) mask->Remove(id);
   return mask;
 }
-
-// The candidates that filters narrow: everything that has a weight.
-void GatherCandidates(Scratch* scratch) {
-  scratch->candidates.clear();
-  for (size_t id = 0; id < scratch->weights.size(); ++id) {
-    const uint64_t weight = scratch->weights[id];
-    if (weight == 0) continue;
-    scratch->candidates.push_back({static_cast<int32_t>(id), scratch->logits[id], weight});
-  }
-}
-
-// Leaves weights to the candidates only; returns their sum.
-uint64_t ScatterCandidates(Scratch* scratch) {
-  std::fill(scratch->weights.begin(), scratch->weights.end(), 0);
-  uint64_t total = 0;
-  for (const Candidate& candidate : scratch->candidates) {
-    scratch->weights[candidate.id] = candidate.weight;
-    total += candidate.weight;
-  }
-  return total;
-}
-
-// The lowest id whose running sum of weights exceeds `draw`, which is below their sum.
-int32_t Invert(absl::Span<const uint64_t> weights, uint64_t draw) {
-  constexpr size_t kBlock = 256;
-  uint64_t sum = 0;
-  for (size_t first = 0; first < weights.size(); first += kBlock) {
-    const absl::Span<const uint64_t> block = weights.subspan(first, kBlock);
-    uint64_t weight = 0;
-    for (const uint64_t w : block) weight += w;
-    if (sum + weight <= draw) {
-      sum += weight;
-      continue;
-    }
-    for (size_t i = 0; i < block.size(); ++i) {
-      sum += block[i];
-      if (sum > draw) return static_cast<int32_t>(first + i);
-    }
-  }
-  return static_cast<int32_t>(weights.size()) - 1;
-}
-
-// ln(weight / total), total >= weight > 0.
-float LogShare(uint64_t weight, uint64_t total) {
-  constexpr float kUnit = 1.0f / kWeightOne;
-  return Log(static_cast<float>(weight) * kUnit) - Log(static_cast<float>(total) * kUnit);
-}
-
-// The `count` ids that come first by `before`, a strict order of ids.
-template <typename Before>
-std::vector<int32_t> FirstIds(std::vector<int32_t> ids, size_t count, Before before) {
-  count = std::min(count, ids.size());
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(count), ids.end(), before);
-  ids.resize(count);
-  return ids;
-}
-
-// Of the model's own distribution. NaN logits count as the least likely.
-class ModelDistribution {
- public:
-  ModelDistribution(absl::Span<const float> logits, Scratch* scratch) : logits_(logits) {
-    max_logit_ = logits[ArgMax(logits)];
-    total_ = LogitWeights(logits, max_logit_, 1.0f, absl::MakeSpan(scratch->weights));
-  }
-
-  float Logprob(int32_t id) const { return LogProbability(logits_[id], max_logit_, total_); }
-
-  std::vector<int32_t> Likeliest(size_t count) const {
-    std::vector<int32_t> ids(logits_.size());
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-    return FirstIds(std::move(ids), count, [this](int32_t a, int32_t b) {
-      const float of_a = Comparable(a);
-      const float of_b = Comparable(b);
-      return of_a != of_b ? of_a > of_b : a < b;
-    });
-  }
-
- private:
-  float Comparable(int32_t id) const {
-    return std::isnan(logits_[id]) ? -std::numeric_limits<float>::infinity() : logits_[id];
-  }
-
-  const absl::Span<const float> logits_;
-  float max_logit_;
-  uint64_t total_;
-};
 
 }  // namespace
 
 RequestSampler::RequestSampler(const Options& options, int64_t vocab_size,
                                absl::Span<const int32_t> context)
-    : rules_(std::make_shared<const Rules>(Rules{options, AllowedIds(options, vocab_size)})),
+    : rules_(std::make_shared<const Rules>(
+          Rules{options, vocab_size, AllowedIds(options, vocab_size)})),
       penalties_(options.penalties, context) {
   if (options.constraint != nullptr) {
     constraint_.emplace(options.constraint, options.starts_text);
@@ -136,93 +30,40 @@ void RequestSampler::Append(int32_t token) {
   if (constraint_.has_value()) constraint_->Append(token);
 }
 
-TokenMask RequestSampler::Choices(const SamplingParams& params) const {
-  TokenMask choices = rules_->allowed;
+TokenDraw RequestSampler::Draw(const SamplingParams& params) const {
+  const Options& options = rules_->options;
+  TokenDraw draw;
+  draw.allowed = rules_->allowed;
   if (constraint_.has_value()) {
-    const std::shared_ptr<const TokenMask> mask = constraint_->Mask();
-    if (mask == nullptr) return TokenMask(choices.size(), false);
-    choices.Intersect(*mask);
+    draw.constraint = constraint_->Mask();
+    draw.nothing = draw.constraint == nullptr;
+    draw.may_end = constraint_->complete();
   }
-  const bool may_end = constraint_.has_value() && constraint_->complete();
   // An end token's own text is not what it is sampled for.
-  for (const int32_t id : rules_->options.end_tokens) {
-    if (may_end && rules_->allowed.Has(id)) {
-      choices.Add(id);
-    } else {
-      choices.Remove(id);
-    }
-  }
-  if (params.banned.empty()) return choices;
-  TokenMask going_on = choices;
-  for (const int32_t id : params.banned) going_on.Remove(id);
+  draw.ends = options.end_tokens;
+  draw.banned = params.banned;
   // A complete output that nothing can follow ends before min_new_tokens.
-  return may_end && going_on.First() < 0 ? choices : going_on;
+  if (draw.may_end && !draw.banned.empty() && ChoicesOf(draw, rules_->vocab_size).First() < 0) {
+    draw.banned = {};
+  }
+  draw.bias = options.bias;
+  draw.penalties = options.penalties;
+  draw.window = penalties_.window();
+  draw.emitted = penalties_.emitted();
+  draw.filters = options.filters;
+  draw.logprobs = options.logprobs;
+  draw.top_logprobs = options.top_logprobs;
+  return draw;
 }
 
 SampledToken RequestSampler::Sample(absl::Span<const float> logits, const SamplingParams& params,
                                     uint64_t position) {
-  const Options& options = rules_->options;
-  const TokenMask choices = Choices(params);
-  const int32_t first_choice = choices.First();
-  SampledToken result;
-  if (first_choice < 0) return result;
+  return DrawToken(Draw(params), logits, params, position);
+}
 
-  Scratch& scratch = ThreadScratch();
-  scratch.weights.resize(logits.size());
-  const size_t top = static_cast<size_t>(options.top_logprobs);
-  std::vector<TokenAlternative> alternatives;
-  const auto model = options.logprobs == Logprobs::kModel
-                         ? std::optional<ModelDistribution>(std::in_place, logits, &scratch)
-                         : std::nullopt;
-  if (model.has_value() && top > 0) {
-    for (const int32_t id : model->Likeliest(top)) alternatives.push_back({id, model->Logprob(id)});
-  }
-
-  scratch.logits.assign(logits.begin(), logits.end());
-  choices.ForEachMissing([&scratch](int32_t id) { scratch.logits[id] = kNotANumber; });
-  for (const auto& [id, bias] : options.bias) scratch.logits[id] += bias;
-  penalties_.Apply(absl::MakeSpan(scratch.logits));
-
-  result.token = ArgMax(scratch.logits);
-  const float max_logit = scratch.logits[result.token];
-  if (std::isnan(max_logit)) result.token = first_choice;
-  uint64_t total = 0;
-  if (params.temperature > 0.0f) {
-    const float inverse = 1.0f / params.temperature;
-    total = LogitWeights(scratch.logits, max_logit, inverse, absl::MakeSpan(scratch.weights));
-    if (total > 0 && options.filters.any()) {
-      GatherCandidates(&scratch);
-      ApplyFilters(options.filters, max_logit, inverse, &scratch.candidates);
-      total = ScatterCandidates(&scratch);
-    }
-    if (total > 0) {
-      const uint64_t bits = UniformBits(params.seed, position, params.candidate, 0);
-      result.token = Invert(scratch.weights, MulHigh64(bits, total));
-    }
-  }
-
-  if (model.has_value()) {
-    result.logprob = model->Logprob(result.token);
-  } else if (options.logprobs == Logprobs::kSampling && total > 0) {
-    const std::vector<uint64_t>& weights = scratch.weights;
-    result.logprob = LogShare(weights[result.token], total);
-    if (top > 0) {
-      std::vector<int32_t> ids;
-      for (size_t i = 0; i < weights.size(); ++i) {
-        if (weights[i] > 0) ids.push_back(static_cast<int32_t>(i));
-      }
-      ids = FirstIds(std::move(ids), top, [&weights](int32_t a, int32_t b) {
-        return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
-      });
-      for (const int32_t id : ids) alternatives.push_back({id, LogShare(weights[id], total)});
-    }
-  } else if (options.logprobs == Logprobs::kSampling && top > 0) {
-    alternatives.push_back({result.token, 0.0f});  // the only token that could be drawn
-  }
-  if (top > 0) {
-    result.top = std::make_shared<const std::vector<TokenAlternative>>(std::move(alternatives));
-  }
-  return result;
+bool RequestSampler::Describe(const SamplingParams& params, TokenDraw* draw) const {
+  *draw = Draw(params);
+  return true;
 }
 
 }  // namespace mmfree

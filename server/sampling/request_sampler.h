@@ -14,6 +14,7 @@
 #include "server/sampling/constraint.h"
 #include "server/sampling/filters.h"
 #include "server/sampling/penalties.h"
+#include "server/sampling/token_draw.h"
 #include "server/sampling/token_mask.h"
 
 namespace mmfree {
@@ -22,12 +23,7 @@ namespace mmfree {
 // the rest between steps.
 class RequestSampler final : public TokenSampler {
  public:
-  // Which distribution SampledToken::logprob and top are of.
-  enum class Logprobs : uint8_t {
-    kNone,      // none: they are 0 and null, and cost nothing
-    kModel,     // the model's own, at temperature 1: what ScoreToken gives
-    kSampling,  // the one that is drawn from
-  };
+  using Logprobs = DrawLogprobs;
 
   // Validated by the caller: ids in [0, vocab_size), every number in the range that the proto
   // gives.
@@ -57,6 +53,7 @@ class RequestSampler final : public TokenSampler {
   // Temperature, seed, candidate and banned ids are those of `params`.
   SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params,
                       uint64_t position) override;
+  bool Describe(const SamplingParams& params, TokenDraw* draw) const override;
 
   // The token was emitted: it is part of the context of the next Sample.
   void Append(int32_t token);
@@ -68,13 +65,13 @@ class RequestSampler final : public TokenSampler {
   std::unique_ptr<RequestSampler> Clone() const { return std::make_unique<RequestSampler>(*this); }
 
  private:
-  // What can be chosen; empty when nothing can.
-  TokenMask Choices(const SamplingParams& params) const;
+  TokenDraw Draw(const SamplingParams& params) const;
 
   // What clones have in common.
   struct Rules {
     Options options;
-    TokenMask allowed;  // less banned
+    int64_t vocab_size;
+    std::shared_ptr<const TokenMask> allowed;  // less banned; null: all
   };
   const std::shared_ptr<const Rules> rules_;
   Penalties penalties_;

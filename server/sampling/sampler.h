@@ -26,6 +26,13 @@ namespace mmfree {
 
 inline constexpr float kWeightOne = 1099511627776.0f;  // 2^40
 
+// Which distribution SampledToken::logprob and top are of.
+enum class DrawLogprobs : uint8_t {
+  kNone,      // none: they are 0 and null, and cost nothing
+  kModel,     // the model's own, at temperature 1: what ScoreToken gives
+  kSampling,  // the one that is drawn from
+};
+
 // Fixed-point weight of a logit; inverse_temperature is 1.0f / temperature.
 MMFREE_HOST_DEVICE uint64_t LogitWeight(float logit, float max_logit, float inverse_temperature) {
   const float x = (logit - max_logit) * inverse_temperature;
@@ -39,6 +46,12 @@ MMFREE_HOST_DEVICE float LogProbability(float logit, float max_logit, uint64_t t
   // total >= 2^40 (the maximum's own weight), so the quotient is a normal float >= 1.
   const float sum = static_cast<float>(total) * 9.094947017729282e-13f;  // 2^-40
   return (logit - max_logit) - Log(sum);
+}
+
+// ln(weight / total), total >= weight > 0.
+MMFREE_HOST_DEVICE float LogShare(uint64_t weight, uint64_t total) {
+  constexpr float kUnit = 1.0f / kWeightOne;
+  return Log(static_cast<float>(weight) * kUnit) - Log(static_cast<float>(total) * kUnit);
 }
 
 // Whether `id` is among the `count` ids at `banned`, which are few.

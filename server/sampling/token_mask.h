@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
+
 namespace mmfree {
 
 // Ids in [0, size()). Copies are independent; concurrent reads are safe.
@@ -40,6 +42,9 @@ class TokenMask {
     for (const uint64_t word : words_) count += std::popcount(word);
     return count;
   }
+
+  // Bit id % 64 of word id / 64; bits from size() on are not set.
+  absl::Span<const uint64_t> words() const { return words_; }
 
   // Calls f(id) for each id that is not in the set, in rising order.
   template <typename F>

@@ -76,7 +76,7 @@ Candidates Typical(const Candidates& candidates, float share, float max) {
   const auto distance = [&](const Candidate& c) {
     return std::abs(static_cast<int64_t>(information(c)) - mean);
   };
-  return Prefix(candidates, ShareOf(share, Total(candidates)),
+  return Prefix(candidates, ShareOf(FixedShare(share), Total(candidates)),
                 [&](const Candidate& a, const Candidate& b) {
                   return distance(a) != distance(b) ? distance(a) < distance(b) : a.id < b.id;
                 });
@@ -106,7 +106,8 @@ TEST(FiltersTest, KeepExactlyThePrefixOfASort) {
         EXPECT_EQ(filtered({.top_k = k}), Ids(sorted)) << count << " " << distinct << " " << k;
       }
       for (const float p : {0.0f, 1e-6f, 0.1f, 0.5f, 0.9f, 0.999f}) {
-        EXPECT_EQ(filtered({.top_p = p}), Ids(Prefix(all, ShareOf(p, Total(all)), Likelier)))
+        EXPECT_EQ(filtered({.top_p = p}),
+                  Ids(Prefix(all, ShareOf(FixedShare(p), Total(all)), Likelier)))
             << count << " " << distinct << " top_p " << p;
         if (p == 0.0f) continue;
         const Candidates typical = Typical(all, p, max);
@@ -115,6 +116,23 @@ TEST(FiltersTest, KeepExactlyThePrefixOfASort) {
         // The likeliest may be gone by now; one stays all the same.
         EXPECT_EQ(filtered({.typical_p = p, .top_p = 0.0f}), Ids(Prefix(typical, 0, Likelier)));
       }
+    }
+  }
+}
+
+TEST(FiltersTest, ZerosOfBothSignsAreTies) {
+  Candidates all;
+  for (int32_t id = 0; id < 1000; ++id) {
+    all.push_back({id, id % 3 == 0 ? -0.0f : 0.0f, LogitWeight(0.0f, 0.0f, 1.0f)});
+  }
+  for (const float max : {0.0f, -0.0f}) {
+    for (const FilterOptions& options : {FilterOptions{.top_k = 600}, FilterOptions{.top_p = 0.6f},
+                                         FilterOptions{.typical_p = 0.6f}}) {
+      Candidates kept = all;
+      ApplyFilters(options, max, 1.0f, &kept);
+      const std::set<int32_t> ids = Ids(kept);
+      EXPECT_EQ(*ids.rbegin() + 1, static_cast<int32_t>(ids.size())) << "not the lowest ids";
+      EXPECT_NEAR(static_cast<double>(ids.size()), 600, 1);
     }
   }
 }
