@@ -51,6 +51,8 @@ absl::string_view CpuIsaName(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512:
       return "avx512";
+    case CpuIsa::kAvx512Gfni:
+      return "avx512_gfni";
     case CpuIsa::kAmx:
       return "amx";
   }
@@ -68,14 +70,17 @@ bool CpuSupports(CpuIsa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vnni");
+    case CpuIsa::kAvx512Gfni:
+      return CpuSupports(CpuIsa::kAvx512) && __builtin_cpu_supports("gfni");
     case CpuIsa::kAmx:
-      return CpuSupports(CpuIsa::kAvx512) && HasAmxInt8() && AmxIsGranted();
+      return CpuSupports(CpuIsa::kAvx512Gfni) && HasAmxInt8() && AmxIsGranted();
   }
   return false;
 }
 
 absl::StatusOr<CpuIsa> SelectCpuIsa(absl::string_view name) {
-  constexpr CpuIsa kAll[] = {CpuIsa::kAmx, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kScalar};
+  constexpr CpuIsa kAll[] = {CpuIsa::kAmx, CpuIsa::kAvx512Gfni, CpuIsa::kAvx512, CpuIsa::kAvx2,
+                             CpuIsa::kScalar};
   for (CpuIsa isa : kAll) {
     if (name == "auto" && CpuSupports(isa)) return isa;
     if (name != CpuIsaName(isa)) continue;
@@ -85,7 +90,7 @@ absl::StatusOr<CpuIsa> SelectCpuIsa(absl::string_view name) {
                      ") does not have that instruction set; use cpu_isa=auto"));
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("cpu_isa=", name, ": expected auto, scalar, avx2, avx512 or amx"));
+      absl::StrCat("cpu_isa=", name, ": expected auto, scalar, avx2, avx512, avx512_gfni or amx"));
 }
 
 std::string CpuModelName() {

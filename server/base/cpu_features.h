@@ -13,19 +13,19 @@ namespace mmfree {
 // result.
 enum class CpuIsa {
   kScalar,
-  kAvx2,    // AVX2, FMA, F16C
-  kAvx512,  // AVX-512 F, BW, VL, DQ, VNNI
-  kAmx,     // the same and AMX int8, which Linux grants a process on request
+  kAvx2,        // AVX2, FMA, F16C
+  kAvx512,      // AVX-512 F, BW, VL, DQ, VNNI
+  kAvx512Gfni,  // the same and GFNI
+  kAmx,         // the same and AMX int8, which Linux grants a process on request
 };
 
-// "scalar", "avx2", "avx512", "amx".
+// "scalar", "avx2", "avx512", "avx512_gfni", "amx".
 absl::string_view CpuIsaName(CpuIsa isa);
 
 // Whether this processor and its operating system can run `isa`.
 bool CpuSupports(CpuIsa isa);
 
-// Parses "auto" (the best this processor supports), "scalar", "avx2", "avx512" or
-// "amx".
+// Parses "auto" (the best this processor supports) or the name of one.
 // INVALID_ARGUMENT for another word; FAILED_PRECONDITION when this processor lacks what was asked
 // for.
 absl::StatusOr<CpuIsa> SelectCpuIsa(absl::string_view name);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -48,7 +49,8 @@ class KernelBench {
     sums_.resize(tokens);
     hidden_layout_.Set(kernels, tokens, TernaryMatrix::PaddedCols(hidden_));
     intermediate_layout_.Set(kernels, tokens, TernaryMatrix::PaddedCols(intermediate_));
-    panel_.resize(std::max(hidden_layout_.bytes(), intermediate_layout_.bytes()));
+    panel_bytes_ = std::max(hidden_layout_.bytes(), intermediate_layout_.bytes());
+    for (int i = 0; i <= pool->size(); ++i) panels_.push_back(AlignedBytes(panel_bytes_));
   }
 
   std::vector<KernelReport> Run(double seconds) {
@@ -120,6 +122,19 @@ class KernelBench {
   }
 
  private:
+  struct Free {
+    void operator()(int8_t* bytes) const { std::free(bytes); }
+  };
+  using Bytes = std::unique_ptr<int8_t, Free>;
+
+  // Zeros in whole cache lines, as in a step.
+  static Bytes AlignedBytes(int64_t n) {
+    const size_t bytes = static_cast<size_t>((n + 63) / 64 * 64);
+    Bytes buffer(static_cast<int8_t*>(std::aligned_alloc(64, bytes)));
+    std::fill_n(buffer.get(), bytes, int8_t{0});
+    return buffer;
+  }
+
   static std::vector<float> Wave(int64_t n) {
     std::vector<float> wave(n);
     for (int64_t k = 0; k < n; ++k) wave[k] = static_cast<float>(k * 7919 % 2003 - 1001) * 1e-3f;
@@ -156,11 +171,10 @@ class KernelBench {
       if (y != nullptr) in.y = y + t * in.n;
       cpu::NormStats stats;
       kernels_.norm_stats(in, &stats);
-      std::vector<int8_t>& panel = panels_[thread];
-      panel.resize(panel_.size());
+      int8_t* const panel = panels_[1 + thread].get();
       for (int i = 0; i < in.num_w2; ++i) {
         kernels_.quantize(in, i, 127.0f / stats.max_t[i], TernaryMatrix::PaddedCols(in.n),
-                          layout.Place(panel.data(), t));
+                          layout.Place(panel, t));
       }
     }
   }
@@ -172,7 +186,7 @@ class KernelBench {
     args.padded_cols = matrix.padded_cols();
     args.row_begin = Begin(matrix.rows, thread);
     args.row_end = Begin(matrix.rows, thread + 1);
-    args.panel = panel_.data();
+    args.panel = panels_[0].get();
     args.tiles = layout.tiles().data();
     args.num_tiles = static_cast<int32_t>(layout.tiles().size());
     args.sums = sums_.data();
@@ -239,8 +253,8 @@ class KernelBench {
   const int64_t widest_;
   std::vector<float> x_, y_, state_, out_, factors_;
   std::vector<int32_t> sums_;
-  std::vector<int8_t> panel_;
-  std::vector<std::vector<int8_t>> panels_ = std::vector<std::vector<int8_t>>(pool_->size());
+  int64_t panel_bytes_ = 0;
+  std::vector<Bytes> panels_;  // the products' input, and one for each thread to quantise into
   PanelLayout hidden_layout_;
   PanelLayout intermediate_layout_;
 };

@@ -1,10 +1,21 @@
 #include "server/backends/cpu/kernel_choice.h"
 
 #include "server/backends/cpu/product_amx.h"
+#include "server/backends/cpu/product_gfni.h"
 
 namespace mmfree::cpu {
 
 #if defined(__x86_64__)
+const Kernels& GfniKernels() {
+  static const Kernels kKernels = [] {
+    Kernels kernels = Avx512Kernels();
+    kernels.name = "avx512_gfni";
+    kernels.product = gfni::Product;
+    return kernels;
+  }();
+  return kKernels;
+}
+
 const Kernels& AmxKernels() {
   static const Kernels kKernels = [] {
     Kernels kernels = Avx512Kernels();
@@ -24,6 +35,7 @@ const Kernels& AmxKernels() {
 const Kernels& KernelsFor(CpuIsa isa) {
 #if defined(__x86_64__)
   if (isa == CpuIsa::kAmx) return AmxKernels();
+  if (isa == CpuIsa::kAvx512Gfni) return GfniKernels();
   if (isa == CpuIsa::kAvx512) return Avx512Kernels();
   if (isa == CpuIsa::kAvx2) return Avx2Kernels();
 #endif

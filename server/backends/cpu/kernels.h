@@ -124,7 +124,8 @@ const Kernels& ScalarKernels();
 #if defined(__x86_64__)
 const Kernels& Avx2Kernels();
 const Kernels& Avx512Kernels();
-const Kernels& AmxKernels();  // AVX-512, and AMX int8 for products of many tokens
+const Kernels& GfniKernels();  // AVX-512, and fewer multiplications in products of several tokens
+const Kernels& AmxKernels();   // AVX-512, and AMX int8 for products of many tokens
 #endif
 
 }  // namespace mmfree::cpu

@@ -1,4 +1,4 @@
-// Ternary products on AMX int8, for tiles of more than 16 tokens; fewer are the AVX-512 kernels'.
+// Ternary products on AMX int8, for tiles of more than 16 tokens; fewer are product_gfni.cc's.
 //
 // tdpbusd multiplies a tile of 16 rows x 64 unsigned bytes with one of 64 signed bytes x 16 tokens.
 // The second is what a panel holds for 64 columns of a vector of 16 tokens. The first is unpacked
@@ -8,7 +8,7 @@
 
 #include <immintrin.h>
 
-#include "server/backends/cpu/product_avx512.h"
+#include "server/backends/cpu/product_gfni.h"
 
 namespace mmfree::cpu::amx {
 namespace {
@@ -191,7 +191,7 @@ void ManyTokens(const ProductArgs& args, const Tile* tiles, int num_tiles) {
 }  // namespace
 
 void Product(const ProductArgs& args) {
-  // All tiles but the last are full; the last one may be the AVX-512 kernels'.
+  // All tiles but the last are full; the last one may be product_gfni.cc's.
   int num_tiles = args.num_tiles;
   if (num_tiles > 0 && args.tiles[num_tiles - 1].shape.per_vector != kTileRows) --num_tiles;
   if (num_tiles > 0) {
@@ -203,7 +203,7 @@ void Product(const ProductArgs& args) {
   ProductArgs rest = args;
   rest.tiles += num_tiles;
   rest.num_tiles -= num_tiles;
-  avx512::Product(rest);
+  gfni::Product(rest);
 }
 
 }  // namespace mmfree::cpu::amx

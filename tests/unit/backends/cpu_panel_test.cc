@@ -11,7 +11,7 @@ namespace {
 // Tables are only looked at, so each can be tested on every processor.
 std::vector<const Kernels*> AllKernels() {
 #if defined(__x86_64__)
-  return {&ScalarKernels(), &Avx2Kernels(), &Avx512Kernels(), &AmxKernels()};
+  return {&ScalarKernels(), &Avx2Kernels(), &Avx512Kernels(), &GfniKernels(), &AmxKernels()};
 #else
   return {&ScalarKernels()};
 #endif
