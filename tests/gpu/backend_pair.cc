@@ -8,14 +8,13 @@
 
 #include "server/backends/cpu/cpu_backend.h"
 #include "server/base/status_macros.h"
+#include "tests/support/random_draws.h"
 
 namespace mmfree {
 namespace {
 
 bool SameBits(float a, float b) { return memcmp(&a, &b, sizeof(a)) == 0; }
-bool SameBits(const SampledToken& a, const SampledToken& b) {
-  return a.token == b.token && SameBits(a.logprob, b.logprob);
-}
+bool SameBits(const SampledToken& a, const SampledToken& b) { return SameDraw(a, b); }
 bool SameBits(const TokenScore& a, const TokenScore& b) {
   return a.argmax == b.argmax && SameBits(a.logprob, b.logprob);
 }
@@ -85,9 +84,8 @@ StepOutput BackendPair::Step(absl::Span<const StepRow> rows, const std::string& 
   const absl::Span<const SampledToken> samples = expected.samples;
   if (const size_t at = FirstDifference(samples, absl::MakeConstSpan(actual.samples));
       at < samples.size()) {
-    ADD_FAILURE() << what << ": sample of row " << at << ": cpu " << samples[at].token << " "
-                  << samples[at].logprob << ", cuda " << actual.samples[at].token << " "
-                  << actual.samples[at].logprob;
+    ADD_FAILURE() << what << ": sample of row " << at << ": cpu " << ToString(samples[at])
+                  << ", cuda " << ToString(actual.samples[at]);
   }
   const absl::Span<const TokenScore> scores = expected.scores;
   if (const size_t at = FirstDifference(scores, absl::MakeConstSpan(actual.scores));

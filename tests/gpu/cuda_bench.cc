@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "server/backends/cuda/cuda_backend.h"
 #include "server/model/model.h"
+#include "tests/gpu/sampler_rows.h"
 
 ABSL_FLAG(std::vector<std::string>, shapes, (std::vector<std::string>{"370m", "1.3b", "2.7b"}),
           "Named shapes");
@@ -25,6 +26,9 @@ ABSL_FLAG(std::vector<std::string>, prefill, (std::vector<std::string>{"512", "2
           "Prompt lengths to feed in chunks of --chunk");
 ABSL_FLAG(std::vector<std::string>, mixed, (std::vector<std::string>{}),
           "Steps that decode and feed prompts, each as DECODING_ROWS+PROMPTSxTOKENS: 256+2x32");
+ABSL_FLAG(std::vector<std::string>, options, (std::vector<std::string>{"none"}),
+          "What the decoding rows ask of sampling, all of them: see sampler_rows.h; shares are of "
+          "the step of the first, none");
 ABSL_FLAG(int32_t, chunk, 2048, "Tokens a step");
 ABSL_FLAG(double, warmup, 0.15, "Seconds before each measurement: clocks rise with load");
 ABSL_FLAG(double, seconds, 0.15, "Seconds of each measurement; the median step counts");
@@ -67,27 +71,51 @@ void Run(Backend& backend, absl::Span<const StepRow> rows, StepOutput* out) {
   }
 }
 
-void BenchDecode(Backend& backend, const Model& model, int32_t batch) {
+// Returns the step's microseconds.
+double BenchDecode(Backend& backend, const Model& model, int32_t batch, const std::string& option,
+                   double without) {
+  const std::unique_ptr<SamplerRows> samplers =
+      SamplerRows::Create(option, model.config().vocab_size, batch);
+  if (samplers == nullptr) {
+    fprintf(stderr, "--options: \"%s\" is not known\n", option.c_str());
+    exit(2);
+  }
   std::vector<int32_t> tokens(batch);
   for (int32_t n = 0; n < batch; ++n) tokens[n] = (n * 977 + 5) % model.config().vocab_size;
-  const SamplingParams greedy;
+  std::vector<SamplingParams> sampling(batch);
+  for (int32_t n = 0; n < batch; ++n) {
+    sampling[n].sampler = samplers->sampler(n);
+    sampling[n].seed = static_cast<uint64_t>(n);
+    if (option != "none") sampling[n].temperature = 0.8f;
+  }
   std::vector<StepRow> rows(batch);
   StepOutput out;
   std::vector<double> times;
+  std::vector<double> between;  // telling the samplers what was sampled
   const Clock::time_point begin = Clock::now();
   for (uint64_t step = 0; Seconds(begin) < Total() || times.empty(); ++step) {
     for (int32_t n = 0; n < batch; ++n) {
       rows[n].slot = n;
       rows[n].tokens = absl::MakeConstSpan(&tokens[n], 1);
       rows[n].position = step;
-      rows[n].sampling = &greedy;
+      rows[n].sampling = &sampling[n];
     }
     const Clock::time_point start = Clock::now();
     Run(backend, rows, &out);
     if (Seconds(begin) >= absl::GetFlag(FLAGS_warmup)) times.push_back(Microseconds(start));
-    for (int32_t n = 0; n < batch; ++n) tokens[n] = out.samples[n].token;
+    const Clock::time_point sampled = Clock::now();
+    for (int32_t n = 0; n < batch; ++n) {
+      tokens[n] = out.samples[n].token;
+      samplers->Append(n, tokens[n]);
+    }
+    between.push_back(Microseconds(sampled));
   }
   const double us = Median(times);
+  if (option != "none") {
+    printf("decode  B=%-5d %9.1f us  with %s: %+.1f us, %.1f %%; %.1f us between steps\n", batch,
+           us, option.c_str(), us - without, (us - without) / without * 100.0, Median(between));
+    return us;
+  }
   const double weights = static_cast<double>(model.ternary_bytes());
   // Four weights a byte, a multiply and an add each.
   const double tops = weights * 8.0 * batch / us * 1e-6;
@@ -95,6 +123,7 @@ void BenchDecode(Backend& backend, const Model& model, int32_t batch) {
       "decode  B=%-5d %9.1f us  %9.0f tok/s  weights %6.0f GB/s (%4.1f %% of read)  %6.1f TOPS\n",
       batch, us, batch / us * 1e6, weights / us * 1e-3,
       weights / us * 1e-6 / absl::GetFlag(FLAGS_read_tb_s) * 100.0, tops);
+  return us;
 }
 
 struct MixedStep {
@@ -214,7 +243,13 @@ int Main() {
            info.description.c_str(), Microseconds(start) * 1e-6,
            static_cast<double>(info.weight_bytes) * 1e-9,
            static_cast<double>(info.state_bytes) * 1e-9);
-    for (const int32_t batch : batches) BenchDecode(**backend, *model, batch);
+    for (const int32_t batch : batches) {
+      double without = 0;
+      for (const std::string& option : absl::GetFlag(FLAGS_options)) {
+        const double us = BenchDecode(**backend, *model, batch, option, without);
+        if (option == "none") without = us;
+      }
+    }
     for (const MixedStep& mixed : mixed_steps) BenchMixed(**backend, *model, mixed);
     for (const int32_t length : Numbers(absl::GetFlag(FLAGS_prefill))) {
       BenchPrefill(**backend, *model, length);

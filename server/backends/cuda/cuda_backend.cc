@@ -13,6 +13,7 @@
 #include "server/backends/cuda/cuda_raii.h"
 #include "server/backends/cuda/decode_plan.h"
 #include "server/backends/cuda/device.h"
+#include "server/backends/cuda/device_draws.h"
 #include "server/backends/cuda/device_model.h"
 #include "server/backends/cuda/forward.h"
 #include "server/backends/cuda/step_inputs.h"
@@ -64,13 +65,18 @@ class CudaBackend : public Backend {
   absl::Status Wait() const;
   // A step whose rows are all single tokens, in one graph launch.
   absl::Status RunGraph();
-  absl::Status RunEager(StepOutput* out);
+  absl::Status RunEager(absl::Span<const StepRow> rows, StepOutput* out);
   // Copies what is asked for of the logits of heads [first, first + rows), which are in the
   // workspace, to the host.
   absl::Status CopyLogits(int32_t first, int32_t rows, StepOutput* out);
   absl::Status CopyHead(int32_t row, float* out) const;
-  // Draws the tokens of the rows that have a TokenSampler.
-  void SampleOnHost(absl::Span<const StepRow> rows, StepOutput* out) const;
+  // Prepares the draws of the rows that have a TokenSampler, while the device computes the step.
+  absl::Status PlanDraws(absl::Span<const StepRow> rows);
+  // Makes the draws of heads [first, first + rows), whose logits are in the workspace, and copies
+  // what is asked for of them to the host.
+  absl::Status FinishHeads(int32_t first, int32_t rows, StepOutput* out);
+  // The tokens of the rows that have a TokenSampler.
+  void CollectDraws(absl::Span<const StepRow> rows, StepOutput* out) const;
   absl::StatusOr<cuda::GraphExec> Capture(int32_t batch, bool head) const;
 
   const ModelConfig config_;
@@ -83,10 +89,12 @@ class CudaBackend : public Backend {
   Workspace workspace_;
   DecodePlan plan_;
   PinnedBuffer pinned_;
-  StepInputs host_in_;                 // in pinned_
-  HeadOutput* host_out_ = nullptr;     // [max_step_tokens] in pinned_
-  float* host_state_ = nullptr;        // [state_floats] in pinned_
-  std::vector<float> sampler_logits_;  // [sampler heads, vocab_size] of the step
+  StepInputs host_in_;              // in pinned_
+  HeadOutput* host_out_ = nullptr;  // [max_step_tokens] in pinned_
+  float* host_state_ = nullptr;     // [state_floats] in pinned_
+  std::unique_ptr<DeviceDraws> draws_;
+  std::vector<size_t> host_draws_;     // indices of the step's sampler heads whose draws are ours
+  std::vector<float> sampler_logits_;  // [host_draws_, vocab_size]
   std::unique_ptr<Forward> forward_;   // refers to the members above
   absl::flat_hash_map<std::pair<int32_t, bool>, GraphExec> graphs_;  // by (batch, with head)
 };
@@ -107,7 +115,7 @@ std::string Megabytes(int64_t bytes) {
   return absl::StrFormat("%.1f MB", static_cast<double>(bytes) * 1e-6);
 }
 
-absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes,
+absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes, int64_t draw_bytes,
                          const DeviceInfo& device) {
   const ModelConfig& config = model.config();
   size_t free_bytes = 0;
@@ -115,7 +123,7 @@ absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes,
   MMFREE_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
   const int64_t weights = DeviceModel::Bytes(config, model.embedding().dtype);
   const int64_t states = Workspace::StateBytes(config, sizes);
-  const int64_t activations = Workspace::Bytes(config, sizes) - states;
+  const int64_t activations = Workspace::Bytes(config, sizes) - states + draw_bytes;
   const int64_t needed = weights + states + activations + DeviceModel::StagingBytes(config);
   if (needed <= static_cast<int64_t>(free_bytes)) return absl::OkStatus();
   return absl::ResourceExhaustedError(
@@ -145,11 +153,20 @@ absl::Status CudaBackend::Initialize(const Model& model) {
                      " on ", device.name, ", the model has ", cols));
   }
   const Workspace::Sizes sizes = {options_.num_slots, options_.max_step_tokens};
-  MMFREE_RETURN_IF_ERROR(CheckMemory(model, sizes, device));
+  LaunchContext context;
+  context.overlap = device.compute_capability >= 90;
+  context.num_sms = device.num_sms;
+  context.shared_bytes_per_block = device.shared_bytes_per_block;
+  context.hopper = device.hopper;
+  const DeviceDraws::Sizes draw_sizes = {config_.vocab_size, options_.num_slots,
+                                         options_.max_step_tokens};
+  MMFREE_RETURN_IF_ERROR(
+      CheckMemory(model, sizes, DeviceDraws::Bytes(draw_sizes, context), device));
 
   cudaStream_t stream = nullptr;
   MMFREE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_ = Stream(stream);
+  context.stream = stream;
   MMFREE_ASSIGN_OR_RETURN(model_, DeviceModel::Upload(model));
   MMFREE_ASSIGN_OR_RETURN(workspace_, Workspace::Create(config_, sizes));
 
@@ -163,12 +180,8 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   MMFREE_ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Allocate(bind_pinned(nullptr)));
   bind_pinned(pinned_.data());
 
-  LaunchContext context;
-  context.stream = stream_.get();
-  context.overlap = device.compute_capability >= 90;
-  context.num_sms = device.num_sms;
-  context.shared_bytes_per_block = device.shared_bytes_per_block;
-  context.hopper = device.hopper;
+  MMFREE_ASSIGN_OR_RETURN(DeviceDraws draws, DeviceDraws::Create(draw_sizes, context));
+  draws_ = std::make_unique<DeviceDraws>(std::move(draws));
   MMFREE_ASSIGN_OR_RETURN(
       plan_, DecodePlan::Create(config_, model_, workspace_, options_.kernels, context));
   forward_ =
@@ -293,8 +306,8 @@ absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* ou
         CopyHead(*it - first, out->logits.data() + (it - heads.begin()) * vocab));
   }
   const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
-  for (size_t i = 0; i < samplers.size(); ++i) {
-    const int32_t head = samplers[i].head;
+  for (size_t i = 0; i < host_draws_.size(); ++i) {
+    const int32_t head = samplers[host_draws_[i]].head;
     if (head < first || head >= first + rows) continue;
     MMFREE_RETURN_IF_ERROR(
         CopyHead(head - first, sampler_logits_.data() + static_cast<int64_t>(i) * vocab));
@@ -302,26 +315,52 @@ absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* ou
   return absl::OkStatus();
 }
 
-void CudaBackend::SampleOnHost(absl::Span<const StepRow> rows, StepOutput* out) const {
-  const size_t vocab = static_cast<size_t>(config_.vocab_size);
+absl::Status CudaBackend::PlanDraws(absl::Span<const StepRow> rows) {
+  draws_->Begin();
+  host_draws_.clear();
   const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
   for (size_t i = 0; i < samplers.size(); ++i) {
     const SamplingParams& params = *rows[samplers[i].row].sampling;
-    out->samples[samplers[i].row] =
-        params.sampler->Sample(absl::MakeConstSpan(sampler_logits_).subspan(i * vocab, vocab),
+    if (!draws_->Add(samplers[i].head, params, samplers[i].position)) host_draws_.push_back(i);
+  }
+  sampler_logits_.resize(host_draws_.size() * config_.vocab_size);
+  return draws_->Upload();
+}
+
+absl::Status CudaBackend::FinishHeads(int32_t first, int32_t rows, StepOutput* out) {
+  MMFREE_RETURN_IF_ERROR(
+      draws_->Launch(workspace_.logits, workspace_.ld_vocab, workspace_.stats, first, rows));
+  return CopyLogits(first, rows, out);
+}
+
+void CudaBackend::CollectDraws(absl::Span<const StepRow> rows, StepOutput* out) const {
+  const size_t vocab = static_cast<size_t>(config_.vocab_size);
+  const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
+  size_t host = 0;
+  int32_t device = 0;
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    SampledToken& sample = out->samples[samplers[i].row];
+    if (host == host_draws_.size() || host_draws_[host] != i) {
+      sample = draws_->Result(device++);
+      continue;
+    }
+    const SamplingParams& params = *rows[samplers[i].row].sampling;
+    sample =
+        params.sampler->Sample(absl::MakeConstSpan(sampler_logits_).subspan(host++ * vocab, vocab),
                                params, samplers[i].position);
   }
 }
 
-absl::Status CudaBackend::RunEager(StepOutput* out) {
+absl::Status CudaBackend::RunEager(absl::Span<const StepRow> rows, StepOutput* out) {
   const int32_t short_rows = planner_.short_rows();
   const StepShape shape = {planner_.tokens(), short_rows, host_in_.counts->rows - short_rows,
                            planner_.decode()};
   MMFREE_CUDA_RETURN_IF_ERROR(forward_->Layers(host_in_, shape));
+  MMFREE_RETURN_IF_ERROR(PlanDraws(rows));
   for (int32_t first = 0; first < planner_.heads(); first += workspace_.head_rows) {
-    const int32_t rows = std::min(workspace_.head_rows, planner_.heads() - first);
-    MMFREE_CUDA_RETURN_IF_ERROR(forward_->Head(first, rows, host_out_));
-    MMFREE_RETURN_IF_ERROR(CopyLogits(first, rows, out));
+    const int32_t heads = std::min(workspace_.head_rows, planner_.heads() - first);
+    MMFREE_CUDA_RETURN_IF_ERROR(forward_->Head(first, heads, host_out_));
+    MMFREE_RETURN_IF_ERROR(FinishHeads(first, heads, out));
   }
   return absl::OkStatus();
 }
@@ -330,7 +369,6 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
   MMFREE_RETURN_IF_ERROR(planner_.Check(rows));
   planner_.Fill(rows, host_in_);
   out->logits.resize(planner_.logit_heads().size() * config_.vocab_size);
-  sampler_logits_.resize(planner_.sampler_heads().size() * config_.vocab_size);
   if (!rows.empty()) {
     MMFREE_RETURN_IF_ERROR(UseDevice());
     if (planner_.banned() > 0) {
@@ -340,14 +378,15 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
     }
     if (options_.use_graphs && planner_.decode() && planner_.heads() <= workspace_.head_rows) {
       MMFREE_RETURN_IF_ERROR(RunGraph());
-      MMFREE_RETURN_IF_ERROR(CopyLogits(0, planner_.heads(), out));
+      MMFREE_RETURN_IF_ERROR(PlanDraws(rows));
+      MMFREE_RETURN_IF_ERROR(FinishHeads(0, planner_.heads(), out));
     } else {
-      MMFREE_RETURN_IF_ERROR(RunEager(out));
+      MMFREE_RETURN_IF_ERROR(RunEager(rows, out));
     }
     MMFREE_RETURN_IF_ERROR(Wait());
   }
   planner_.Collect(rows, host_out_, out);
-  SampleOnHost(rows, out);
+  CollectDraws(rows, out);
   return absl::OkStatus();
 }
 

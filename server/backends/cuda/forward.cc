@@ -198,8 +198,8 @@ cudaError_t Forward::HeadLogits(int32_t first, int32_t rows) const {
 
 cudaError_t Forward::Sample(int32_t first, int32_t rows, HeadOutput* out) const {
   return LaunchSample(workspace_.logits, workspace_.ld_vocab,
-                      static_cast<int32_t>(config_.vocab_size), workspace_.in, first, rows, out,
-                      context_);
+                      static_cast<int32_t>(config_.vocab_size), workspace_.in, first, rows,
+                      workspace_.stats, out, context_);
 }
 
 cudaError_t Forward::Head(int32_t first, int32_t rows, HeadOutput* out) const {

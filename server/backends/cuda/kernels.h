@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "server/backends/cuda/draw_layout.h"
 #include "server/backends/cuda/layout.h"
 
 namespace mmfree::cuda {
@@ -227,10 +228,31 @@ cudaError_t LaunchPersistentDecode(const PersistentDecodeArgs& args, int32_t row
 // --- sample.cu
 
 // Samples and scores rows of logits.
-//   logits [rows][ld]; heads, out: of the row_offset-th head on
+//   logits [rows][ld]; stats [rows]; heads, out: of the row_offset-th head on
 cudaError_t LaunchSample(const float* logits, int64_t ld, int32_t vocab, const StepInputs& in,
-                         int32_t row_offset, int32_t max_rows, HeadOutput* out,
+                         int32_t row_offset, int32_t max_rows, HeadStats* stats, HeadOutput* out,
                          const LaunchContext& context);
+
+// --- draw.cu
+
+struct DrawArgs {
+  const float* logits = nullptr;  // [rows][ld], of heads from first_head on
+  int64_t ld = 0;
+  int32_t vocab = 0;
+  int32_t first_head = 0;
+  const HeadStats* stats = nullptr;    // [rows]
+  const DrawInput* inputs = nullptr;   // [count]
+  const DrawEntry* entries = nullptr;  // where DrawInput::entries points into
+  const uint32_t* masks = nullptr;     // [masks][mask_words], bit id % 32 of word id / 32
+  int64_t mask_words = 0;
+  int32_t count = 0;
+  float* scratch = nullptr;   // [num_sms][vocab] where DrawFitsShared is false
+  DrawOutput* out = nullptr;  // [count], pinned
+};
+// Whether a row of logits fits a block's shared memory.
+bool DrawFitsShared(int64_t vocab, int64_t shared_bytes_per_block);
+// Makes the draws: those of DrawToken (server/sampling/token_draw.h).
+cudaError_t LaunchDraw(const DrawArgs& args, const LaunchContext& context);
 
 }  // namespace mmfree::cuda
 

@@ -41,6 +41,7 @@ int64_t Workspace::Bind(const ModelConfig& config, const Sizes& sizes, std::byte
   q = carver.Take<int8_t>((k_blocks * RoundUp(tokens, 8) + kRowSlack) * kColumnBlock);
   meta = carver.Take<RowMeta>(3 * RoundUp(tokens, 8) + kRowSlack);
   logits = carver.Take<float>(head_rows * ld_vocab);
+  stats = carver.Take<HeadStats>(head_rows);
   in = TakeInputs(sizes, carver);
   return carver.bytes();
 }

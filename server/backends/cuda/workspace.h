@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/backends/cuda/cuda_raii.h"
+#include "server/backends/cuda/draw_layout.h"
 #include "server/backends/cuda/layout.h"
 #include "server/model/config.h"
 
@@ -37,13 +38,14 @@ class Workspace {
   int64_t state_stride = 0;  // L * D
   int32_t head_rows = 0;     // rows of logits at a time
 
-  float* states = nullptr;  // [num_slots][L][D]
-  float* h = nullptr;       // [max_step_tokens][ld_dim] residual stream
-  float* values = nullptr;  // [3][max_step_tokens][ld_dim] outputs of i, f, g; y replaces f
-  float* z = nullptr;       // [max_step_tokens][ld_channels]; shares memory with `values`
-  int8_t* q = nullptr;      // up to 3 matrices' codes of max_step_tokens rows, see layout.h
-  RowMeta* meta = nullptr;  // [3][max_step_tokens + kRowSlack]
-  float* logits = nullptr;  // [head_rows][ld_vocab]
+  float* states = nullptr;     // [num_slots][L][D]
+  float* h = nullptr;          // [max_step_tokens][ld_dim] residual stream
+  float* values = nullptr;     // [3][max_step_tokens][ld_dim] outputs of i, f, g; y replaces f
+  float* z = nullptr;          // [max_step_tokens][ld_channels]; shares memory with `values`
+  int8_t* q = nullptr;         // up to 3 matrices' codes of max_step_tokens rows, see layout.h
+  RowMeta* meta = nullptr;     // [3][max_step_tokens + kRowSlack]
+  float* logits = nullptr;     // [head_rows][ld_vocab]
+  HeadStats* stats = nullptr;  // [head_rows]
   StepInputs in;
 
  private:
