@@ -38,6 +38,10 @@ class SessionMetricsImpl final : public SessionMetrics {
                          "Sessions in a store of this server's own, at the last look. Unit: "
                          "sessions.")
                     .Add({})),
+        lost_(AddGauge(r, "mmfree_session_store_lost_sessions",
+                       "Sessions lost with a damaged file of a store of this server's own and not "
+                       "deleted yet: their calls end with DATA_LOSS. Unit: sessions.")
+                  .Add({})),
         expired_(AddCounter(r, "mmfree_sessions_expired_total",
                             "Sessions removed because their time to live passed. Unit: sessions.")
                      .Add({})),
@@ -86,6 +90,7 @@ class SessionMetricsImpl final : public SessionMetrics {
 
   void SetBusy(int64_t sessions) override { busy_.Set(static_cast<double>(sessions)); }
   void SetStored(int64_t sessions) override { stored_.Set(static_cast<double>(sessions)); }
+  void SetLost(int64_t sessions) override { lost_.Set(static_cast<double>(sessions)); }
   void CountExpired(int64_t sessions) override {
     expired_.Increment(static_cast<double>(sessions));
   }
@@ -109,6 +114,7 @@ class SessionMetricsImpl final : public SessionMetrics {
 
   Gauge& busy_;
   Gauge& stored_;
+  Gauge& lost_;
   Counter& expired_;
   Family<Counter>& turns_;
   Gauge& cache_bytes_;

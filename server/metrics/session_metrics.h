@@ -25,6 +25,8 @@ class SessionMetrics {
   virtual void SetBusy(int64_t sessions) = 0;
   // Sessions in the store, where it can tell.
   virtual void SetStored(int64_t sessions) = 0;
+  // Of these, sessions that the store knows to be lost.
+  virtual void SetLost(int64_t sessions) = 0;
   virtual void CountExpired(int64_t sessions) = 0;
   // A turn's end: "committed", "not_committed" (it failed, was cancelled or refused before),
   // "conflict" (another change came first, a deletion among them), "store_unavailable".

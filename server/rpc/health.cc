@@ -5,6 +5,7 @@ namespace {
 
 constexpr const char* kServices[] = {"", "mmfree.v1.InferenceService", "mmfree.v1.ModelService"};
 constexpr const char* kSessionService = "mmfree.v1.SessionService";
+constexpr const char* kWholeStore = "mmfree.v1.SessionService/whole";
 
 }  // namespace
 
@@ -38,6 +39,7 @@ void HealthReporter::Report() {
   for (const char* name : kServices) service_->SetServingStatus(name, all_healthy);
   if (sessions_ != nullptr) {
     service_->SetServingStatus(kSessionService, all_healthy && sessions_->store_usable());
+    service_->SetServingStatus(kWholeStore, sessions_->store_whole());
   }
 }
 

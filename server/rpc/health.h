@@ -15,7 +15,9 @@ namespace mmfree {
 
 // Reported names: each model; "" and the names of the inference and model services, which serve
 // while every model is healthy; the session service's, where sessions are kept, which needs their
-// store too: an outage of it takes nothing from requests without a session. Others are unknown:
+// store too: an outage of it takes nothing from requests without a session; and
+// "mmfree.v1.SessionService/whole", not serving while the store knows of sessions that were lost
+// with a damaged file, which takes nothing from the others. Others are unknown:
 // Check says NOT_FOUND and Watch SERVICE_UNKNOWN. The first report is made by the constructor. Not
 // thread-safe.
 class HealthReporter {

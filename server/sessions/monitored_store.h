@@ -33,6 +33,7 @@ class MonitoredStore final : public SessionStore {
   absl::string_view name() const override { return store_->name(); }
   bool in_memory() const override { return store_->in_memory(); }
   std::optional<int64_t> count() const override { return store_->count(); }
+  int64_t lost() const override { return store_->lost(); }
   absl::StatusOr<StoredRecord> Read(const SessionName& name) override;
   absl::StatusOr<SharedBytes> ReadCheckpoint(const SessionName& name, uint64_t revision) override;
   absl::Status Commit(const StoreChange& change) override;

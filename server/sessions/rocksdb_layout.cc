@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 
 #include "absl/strings/ascii.h"
@@ -42,6 +43,16 @@ class RocksDbLog final : public rocksdb::Logger {
   }
 };
 
+bool ParseName(char kind, const rocksdb::Slice& key, SessionName* name) {
+  if (key.size() < kKeyHeader || key[0] != kind) return false;
+  size_t owner = 0;
+  for (size_t i = 1; i < kKeyHeader; ++i) owner = owner << 8 | static_cast<uint8_t>(key[i]);
+  if (key.size() < kKeyHeader + owner) return false;
+  name->owner.assign(key.data() + kKeyHeader, owner);
+  name->id.assign(key.data() + kKeyHeader + owner, key.size() - kKeyHeader - owner);
+  return true;
+}
+
 }  // namespace
 
 std::string OwnerPrefix(char kind, const std::string& owner) {
@@ -68,12 +79,38 @@ std::string CheckpointKey(const SessionName& name, uint64_t revision) {
 }
 
 bool ParseRecordKey(const rocksdb::Slice& key, SessionName* name) {
-  if (key.size() < kKeyHeader || key[0] != kRecords) return false;
-  size_t owner = 0;
-  for (size_t i = 1; i < kKeyHeader; ++i) owner = owner << 8 | static_cast<uint8_t>(key[i]);
-  if (key.size() < kKeyHeader + owner) return false;
-  name->owner.assign(key.data() + kKeyHeader, owner);
-  name->id.assign(key.data() + kKeyHeader + owner, key.size() - kKeyHeader - owner);
+  return ParseName(kRecords, key, name);
+}
+
+bool ParseCheckpointKey(const rocksdb::Slice& key, SessionName* name) {
+  constexpr size_t kEnd = 1 + sizeof(uint64_t);
+  if (key.size() < kEnd || key[key.size() - kEnd] != '\0') return false;
+  return ParseName(kCheckpoints, {key.data(), key.size() - kEnd}, name);
+}
+
+bool IsKey(const rocksdb::Slice& key) {
+  SessionName name;
+  return ParseRecordKey(key, &name) || ParseCheckpointKey(key, &name) || key == kProbe;
+}
+
+std::string EncodeValue(uint64_t revision, absl::Time expire_time, absl::string_view record) {
+  const int64_t expire =
+      expire_time == absl::InfiniteFuture() ? kNever : absl::ToUnixMicros(expire_time);
+  std::string value(kValueHeader, '\0');
+  memcpy(value.data(), &revision, sizeof(revision));
+  memcpy(value.data() + sizeof(revision), &expire, sizeof(expire));
+  value.append(record.data(), record.size());
+  return value;
+}
+
+bool DecodeValue(absl::string_view value, uint64_t* revision, absl::Time* expire_time,
+                 absl::string_view* record) {
+  if (value.size() < kValueHeader) return false;
+  int64_t expire = 0;
+  memcpy(revision, value.data(), sizeof(*revision));
+  memcpy(&expire, value.data() + sizeof(*revision), sizeof(expire));
+  *expire_time = expire == kNever ? absl::InfiniteFuture() : absl::FromUnixMicros(expire);
+  *record = value.substr(kValueHeader);
   return true;
 }
 
@@ -90,8 +127,13 @@ rocksdb::Options Options() {
   options.min_blob_size = kMinBlobBytes;
   options.enable_blob_garbage_collection = true;
   options.max_open_files = 512;
+  // One that is shorter than it was is found when it is read, and costs what was in its end.
+  options.skip_checking_sst_file_sizes_on_db_open = true;
   options.compression = rocksdb::kNoCompression;
+  // What rocksdb_table.h reads.
   rocksdb::BlockBasedTableOptions table;
+  table.format_version = 5;
+  table.checksum = rocksdb::kXXH3;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   return options;

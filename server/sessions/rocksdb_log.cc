@@ -1,10 +1,11 @@
 #include "server/sessions/rocksdb_log.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <optional>
 #include <utility>
+
+#include "server/sessions/rocksdb_checksum.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
@@ -14,28 +15,6 @@ namespace {
 enum Type : uint8_t { kFull = 1, kFirst = 2, kMiddle = 3, kLast = 4 };
 
 constexpr size_t kChecksumBytes = 4;
-
-std::array<uint32_t, 256> MakeTable() {
-  constexpr uint32_t kCastagnoli = 0x82f63b78;
-  std::array<uint32_t, 256> table;
-  for (uint32_t byte = 0; byte < 256; ++byte) {
-    uint32_t crc = byte;
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ ((crc & 1) != 0 ? kCastagnoli : 0);
-    table[byte] = crc;
-  }
-  return table;
-}
-
-// Of the type and the content; RocksDB stores it masked.
-uint32_t Checksum(absl::string_view bytes) {
-  static const std::array<uint32_t, 256> table = MakeTable();
-  uint32_t crc = ~0u;
-  for (const char byte : bytes) {
-    crc = crc >> 8 ^ table[(crc ^ static_cast<unsigned char>(byte)) & 0xff];
-  }
-  crc = ~crc;
-  return (crc >> 15 | crc << 17) + 0xa282ead8u;
-}
 
 struct Record {
   Type type;
@@ -51,7 +30,7 @@ std::optional<Record> ReadRecord(absl::string_view rest) {
   memcpy(&size, rest.data() + kChecksumBytes, sizeof(size));
   const auto type = static_cast<uint8_t>(rest[kRocksDbLogHeader - 1]);
   if (type < kFull || type > kLast || rest.size() < kRocksDbLogHeader + size) return std::nullopt;
-  if (Checksum(rest.substr(kRocksDbLogHeader - 1, size_t{1} + size)) != checksum) {
+  if (RocksDbCrc(rest.substr(kRocksDbLogHeader - 1, size_t{1} + size)) != checksum) {
     return std::nullopt;
   }
   return Record{static_cast<Type>(type), rest.substr(kRocksDbLogHeader, size)};
@@ -101,7 +80,7 @@ std::string WriteRocksDbLog(const std::vector<std::string>& writes) {
       const uint8_t type = first ? (last ? kFull : kFirst) : (last ? kLast : kMiddle);
       std::string checked(1, static_cast<char>(type));
       checked.append(content.data(), content.size());
-      const uint32_t checksum = Checksum(checked);
+      const uint32_t checksum = RocksDbCrc(checked);
       const auto size = static_cast<uint16_t>(content.size());
       log.append(reinterpret_cast<const char*>(&checksum), sizeof(checksum));
       log.append(reinterpret_cast<const char*>(&size), sizeof(size));

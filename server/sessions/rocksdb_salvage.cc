@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,8 +18,10 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/base/status_macros.h"
+#include "server/sessions/rocksdb_files.h"
 #include "server/sessions/rocksdb_layout.h"
 #include "server/sessions/rocksdb_log.h"
+#include "server/sessions/rocksdb_open.h"
 
 namespace mmfree {
 namespace {
@@ -100,39 +100,6 @@ void ReadChanges(const std::string& log, Changes* changes) {
   }
 }
 
-absl::StatusOr<std::string> ReadAll(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  if (!file.good() && !file.eof()) {
-    return absl::FailedPreconditionError(absl::StrCat("cannot read ", path.string()));
-  }
-  return bytes;
-}
-
-absl::Status WriteAll(const fs::path& path, absl::string_view bytes) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  if (file.good()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("cannot write ", path.string()));
-}
-
-// The log's files, in their order: their names are numbers of six digits or more.
-absl::StatusOr<std::vector<fs::path>> FindLogs(const std::string& directory) {
-  std::error_code error;
-  std::vector<fs::path> logs;
-  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
-    if (it->path().extension() == ".log") logs.push_back(it->path());
-  }
-  if (error) {
-    return absl::FailedPreconditionError(absl::StrCat(directory, ": ", error.message()));
-  }
-  std::sort(logs.begin(), logs.end(), [](const fs::path& a, const fs::path& b) {
-    return std::pair(a.string().size(), a.string()) < std::pair(b.string().size(), b.string());
-  });
-  return logs;
-}
-
 absl::string_view Describe(RocksDbSalvage::Loss loss) {
   switch (loss) {
     case RocksDbSalvage::Loss::kBehind:
@@ -161,7 +128,7 @@ absl::StatusOr<RocksDbSalvage> SalvageRocksDb(const std::string& directory) {
   salvage.copy =
       absl::StrCat(directory, "/damaged-log-",
                    absl::FormatTime("%Y%m%dT%H%M%E6S", absl::Now(), absl::UTCTimeZone()));
-  MMFREE_ASSIGN_OR_RETURN(const std::vector<fs::path> logs, FindLogs(directory));
+  MMFREE_ASSIGN_OR_RETURN(const std::vector<fs::path> logs, FindRocksDbFiles(directory, ".log"));
   std::error_code error;
   fs::create_directory(salvage.copy, error);
   if (error) {
@@ -170,20 +137,14 @@ absl::StatusOr<RocksDbSalvage> SalvageRocksDb(const std::string& directory) {
   }
   Changes changes;
   for (const fs::path& path : logs) {
-    MMFREE_ASSIGN_OR_RETURN(const std::string log, ReadAll(path));
-    MMFREE_RETURN_IF_ERROR(WriteAll(fs::path(salvage.copy) / path.filename(), log));
+    MMFREE_ASSIGN_OR_RETURN(const std::string log, ReadWholeFile(path));
+    MMFREE_RETURN_IF_ERROR(WriteWholeFile(fs::path(salvage.copy) / path.filename(), log));
     ReadChanges(log, &changes);
-    MMFREE_RETURN_IF_ERROR(WriteAll(path, WriteRocksDbLog(ReadRocksDbLog(log))));
+    MMFREE_RETURN_IF_ERROR(WriteWholeFile(path, WriteRocksDbLog(ReadRocksDbLog(log))));
   }
 
-  rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(rocksdb_layout::Options(), directory, &opened);
-  const std::unique_ptr<rocksdb::DB> db(opened);
-  if (!status.ok()) {
-    const std::string message = absl::StrCat("salvaging ", directory, ": ", status.ToString());
-    return status.IsCorruption() ? absl::DataLossError(message)
-                                 : absl::FailedPreconditionError(message);
-  }
+  MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<rocksdb::DB> db,
+                          OpenRocksDb(rocksdb_layout::Options(), directory));
   for (const auto& [key, committed] : changes) {
     const SessionName name = {key.first, key.second};
     std::string value;
@@ -200,7 +161,7 @@ absl::StatusOr<RocksDbSalvage> SalvageRocksDb(const std::string& directory) {
                                   : present.has_value()  ? RocksDbSalvage::Loss::kBehind
                                                          : RocksDbSalvage::Loss::kMissing});
   }
-  MMFREE_RETURN_IF_ERROR(WriteAll(fs::path(salvage.copy) / "sessions.txt", List(salvage)));
+  MMFREE_RETURN_IF_ERROR(WriteWholeFile(fs::path(salvage.copy) / "sessions.txt", List(salvage)));
   return salvage;
 }
 

@@ -18,7 +18,11 @@
 #include "absl/synchronization/mutex.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
+#include "server/sessions/rocksdb_blob.h"
+#include "server/sessions/rocksdb_files.h"
+#include "server/sessions/rocksdb_gather.h"
 #include "server/sessions/rocksdb_layout.h"
+#include "server/sessions/rocksdb_open.h"
 #include "server/sessions/store_errors.h"
 
 namespace mmfree {
@@ -26,43 +30,47 @@ namespace {
 
 using rocksdb_layout::CheckpointKey;
 using rocksdb_layout::CheckpointPrefix;
-using rocksdb_layout::kNever;
+using rocksdb_layout::EncodeValue;
+using rocksdb_layout::kLost;
 using rocksdb_layout::kProbe;
 using rocksdb_layout::kRecords;
-using rocksdb_layout::kValueHeader;
 using rocksdb_layout::OwnerPrefix;
 using rocksdb_layout::ParseRecordKey;
 using rocksdb_layout::RecordKey;
 
-std::string EncodeValue(const StoreChange& change) {
-  const int64_t expire = change.expire_time == absl::InfiniteFuture()
-                             ? kNever
-                             : absl::ToUnixMicros(change.expire_time);
-  std::string value(kValueHeader, '\0');
-  memcpy(value.data(), &change.revision, sizeof(change.revision));
-  memcpy(value.data() + sizeof(change.revision), &expire, sizeof(expire));
-  value.append(change.record);
-  return value;
+// Of a record's value, as is what follows.
+bool IsLost(absl::string_view value) {
+  uint64_t ignored_revision = 0;
+  absl::Time ignored_time;
+  absl::string_view record;
+  return rocksdb_layout::DecodeValue(value, &ignored_revision, &ignored_time, &record) &&
+         record == kLost;
 }
 
-absl::StatusOr<StoredRecord> DecodeValue(const std::string& value) {
-  if (value.size() < kValueHeader) {
+absl::StatusOr<StoredRecord> Decode(absl::string_view value) {
+  StoredRecord stored;
+  absl::string_view record;
+  if (!rocksdb_layout::DecodeValue(value, &stored.revision, &stored.expire_time, &record)) {
     return absl::DataLossError("the session's stored record is damaged: it is cut short");
   }
-  StoredRecord stored;
-  int64_t expire = 0;
-  memcpy(&stored.revision, value.data(), sizeof(stored.revision));
-  memcpy(&expire, value.data() + sizeof(stored.revision), sizeof(expire));
-  if (expire != kNever) stored.expire_time = absl::FromUnixMicros(expire);
-  stored.record = value.substr(kValueHeader);
+  if (record == kLost) {
+    return absl::DataLossError(
+        "the session was lost with a damaged file of the session store; deleting it frees its "
+        "name");
+  }
+  stored.record = std::string(record);
   return stored;
+}
+
+// A file that is gone does not come back.
+bool IsDamage(const rocksdb::Status& status) {
+  return status.IsCorruption() || status.IsPathNotFound();
 }
 
 absl::Status FromRocksDb(const rocksdb::Status& status, absl::string_view what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = absl::StrCat("session store, ", what, ": ", status.ToString());
-  // A file that is gone does not come back.
-  if (status.IsCorruption() || status.IsPathNotFound()) return absl::DataLossError(message);
+  if (IsDamage(status)) return absl::DataLossError(message);
   return absl::UnavailableError(message);
 }
 
@@ -93,42 +101,60 @@ class RocksDbStore final : public SessionStore {
     write_.sync = options.sync;
   }
 
+  // A log that was cut off cannot be told from one that a crash has cut off: better there is
+  // nothing in it while nobody writes.
+  ~RocksDbStore() override {
+    if (options_.flush) db_->Flush(rocksdb::FlushOptions()).PermitUncheckedError();
+  }
+
   absl::string_view name() const override { return "rocksdb"; }
   bool in_memory() const override { return false; }
   std::optional<int64_t> count() const override { return count_.load(); }
+  int64_t lost() const override { return lost_.load(); }
 
   // Counts the sessions; once, before the store is used. Where it is damaged those behind the place
   // are left out.
   void Count() {
     int64_t count = 0;
-    const absl::Status status = Scan(std::string(1, kRecords), [&](const rocksdb::Iterator&) {
+    int64_t lost = 0;
+    const absl::Status status = Scan(std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
       ++count;
+      if (IsLost({it.value().data(), it.value().size()})) ++lost;
       return true;
     });
     if (!status.ok()) Log(LogLevel::kError, status.message());
     count_ = count;
+    lost_ = lost;
   }
 
   absl::StatusOr<StoredRecord> Read(const SessionName& name) override {
+    const std::string key = RecordKey(name);
     std::string value;
-    rocksdb::ReadOptions read;
-    rocksdb::Status status = db_->Get(read, RecordKey(name), &value);
-    if (status.IsCorruption()) {
-      // One damaged record does not take with it those in its block: each has its own checksum.
-      read.verify_checksums = false;
-      status = db_->Get(read, RecordKey(name), &value);
+    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), key, &value);
+    if (IsDamage(status)) {
+      // One damaged record does not take with it those in its block.
+      MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> found, ReadDamaged(key));
+      if (!found.has_value()) return NoSuchSession(name);
+      value = *std::move(found);
+    } else {
+      if (status.IsNotFound()) return NoSuchSession(name);
+      MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a record"));
     }
-    if (status.IsNotFound()) return NoSuchSession(name);
-    MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a record"));
-    MMFREE_ASSIGN_OR_RETURN(StoredRecord stored, DecodeValue(value));
+    MMFREE_ASSIGN_OR_RETURN(StoredRecord stored, Decode(value));
     if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
     return stored;
   }
 
   absl::StatusOr<SharedBytes> ReadCheckpoint(const SessionName& name, uint64_t revision) override {
     auto value = std::make_shared<std::string>();
-    const rocksdb::Status status =
-        db_->Get(rocksdb::ReadOptions(), CheckpointKey(name, revision), value.get());
+    const std::string key = CheckpointKey(name, revision);
+    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), key, value.get());
+    if (IsDamage(status)) {
+      // It has a checksum of its own.
+      MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> found, ReadDamaged(key));
+      if (!found.has_value()) return NoSuchCheckpoint(name);
+      return std::make_shared<const std::string>(*std::move(found));
+    }
     if (status.IsNotFound()) return NoSuchCheckpoint(name);
     MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a checkpoint"));
     return SharedBytes(std::move(value));
@@ -155,7 +181,8 @@ class RocksDbStore final : public SessionStore {
       // What an expired session of that name has left.
       if (replaces_expired) AppendDelete(change.name, &batch);
     }
-    batch.Put(RecordKey(change.name), EncodeValue(change));
+    batch.Put(RecordKey(change.name),
+              EncodeValue(change.revision, change.expire_time, change.record));
     if (change.checkpoint != nullptr) {
       batch.Put(CheckpointKey(change.name, change.revision), *change.checkpoint);
     }
@@ -172,14 +199,19 @@ class RocksDbStore final : public SessionStore {
     // A damaged one can be deleted too.
     const absl::Status present = Read(name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
-    return DeleteLocked(name);
+    std::string value;
+    const bool was_lost =
+        db_->Get(rocksdb::ReadOptions(), RecordKey(name), &value).ok() && IsLost(value);
+    MMFREE_RETURN_IF_ERROR(DeleteLocked(name));
+    if (was_lost) --lost_;
+    return absl::OkStatus();
   }
 
   absl::Status List(const std::string& owner,
                     const std::function<void(const StoredRecord&)>& visit) override {
     const absl::Time now = options_.clock->Now();
     return Scan(OwnerPrefix(kRecords, owner), [&](const rocksdb::Iterator& it) {
-      const absl::StatusOr<StoredRecord> stored = DecodeValue(it.value().ToString());
+      const absl::StatusOr<StoredRecord> stored = Decode({it.value().data(), it.value().size()});
       if (stored.ok() && stored->expire_time > now) visit(*stored);
       return true;
     });
@@ -189,7 +221,7 @@ class RocksDbStore final : public SessionStore {
     const absl::Time now = options_.clock->Now();
     std::vector<SessionName> expired;
     MMFREE_RETURN_IF_ERROR(Scan(std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
-      const absl::StatusOr<StoredRecord> stored = DecodeValue(it.value().ToString());
+      const absl::StatusOr<StoredRecord> stored = Decode({it.value().data(), it.value().size()});
       SessionName name;
       if (stored.ok() && stored->expire_time <= now && ParseRecordKey(it.key(), &name)) {
         expired.push_back(std::move(name));
@@ -223,6 +255,34 @@ class RocksDbStore final : public SessionStore {
   // Reads and writes of one session's record are made one change by these.
   absl::Mutex* LockOf(const SessionName& name) {
     return &locks_[absl::HashOf(name.owner, name.id) % locks_.size()];
+  }
+
+  // The value of a key that RocksDB finds damaged on its way to it, from the tables' bytes: what
+  // was written later than those is not damaged. nullopt: it is not there. DATA_LOSS: it is lost,
+  // or may be.
+  absl::StatusOr<std::optional<std::string>> ReadDamaged(const std::string& key) {
+    RocksDbBlobReader blobs(options_.directory);
+    RocksDbGather gather([&blobs](absl::string_view place) { return blobs.Read(place); });
+    std::vector<rocksdb::LiveFileMetaData> tables;
+    db_->GetLiveFilesMetaData(&tables);
+    for (const rocksdb::LiveFileMetaData& table : tables) {
+      if (key < table.smallestkey || key > table.largestkey) continue;
+      const RocksDbGather::TableRange range = {table.smallestkey, table.largestkey,
+                                               table.largest_seqno};
+      const absl::StatusOr<std::string> file = ReadWholeFile(table.db_path + table.name);
+      if (file.ok()) {
+        gather.AddTable(*file, range);
+      } else {
+        gather.AddMissingTable(range);
+      }
+    }
+    if (key[0] != kRecords) return gather.ReadCheckpoint(key);
+    RocksDbGather::Found found = gather.Find(key);
+    if (!found.there) return std::nullopt;
+    if (found.value.has_value()) return found.value;
+    return absl::DataLossError(
+        "the session's stored record is damaged; when the server starts again it takes from the "
+        "store what is not");
   }
 
   static void AppendDelete(const SessionName& name, rocksdb::WriteBatch* batch) {
@@ -260,6 +320,7 @@ class RocksDbStore final : public SessionStore {
   rocksdb::WriteOptions write_;
   std::array<absl::Mutex, 64> locks_;
   std::atomic<int64_t> count_{0};
+  std::atomic<int64_t> lost_{0};
 };
 
 }  // namespace
@@ -268,20 +329,9 @@ absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStor
   const auto damage = std::make_shared<DamageWatch>();
   rocksdb::Options database = rocksdb_layout::Options();
   database.listeners.push_back(damage);
-  rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(database, options.directory, &opened);
-  if (!status.ok()) {
-    const std::string message =
-        absl::StrCat("session store rocksdb:", options.directory, ": ", status.ToString());
-    if (!status.IsCorruption()) return absl::FailedPreconditionError(message);
-    return absl::DataLossError(absl::StrCat(
-        message,
-        "; opening what is damaged could undo committed turns without a word. Restore it from a "
-        "backup or, if it is the log (*.log) that is damaged, start once with --session_salvage, "
-        "which copies the log, opens what is whole and lists the sessions that lost turns"));
-  }
-  auto store =
-      std::make_unique<RocksDbStore>(options, damage, std::unique_ptr<rocksdb::DB>(opened));
+  MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<rocksdb::DB> db,
+                          OpenRocksDb(database, options.directory));
+  auto store = std::make_unique<RocksDbStore>(options, damage, std::move(db));
   store->Count();
   return store;
 }

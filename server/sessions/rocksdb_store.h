@@ -15,13 +15,16 @@ struct RocksDbStoreOptions {
   std::string directory;  // made when it does not exist; one process at a time
   // Commits reach the disk before they return. Turned off only by benchmarks.
   bool sync = true;
+  // What is in the log goes into tables when the store is closed. Turned off only by tests.
+  bool flush = true;
   const Clock* clock = Clock::Real();
 };
 
 // Concurrent commits share one write of the log. A log that ends in the middle of a write, as a
-// crash leaves it, is cut there: that commit had not returned. FAILED_PRECONDITION: the directory
-// cannot be opened (another process has it, or no permission); DATA_LOSS: its log or its tables are
-// damaged as a whole.
+// crash leaves it, is cut there: that commit had not returned. Other damage costs the
+// sessions it hits, which get DATA_LOSS (rocksdb_open.h). FAILED_PRECONDITION: the directory cannot
+// be opened (another process has it, or no permission); DATA_LOSS: its log is damaged before its
+// end.
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options);
 
 }  // namespace mmfree

@@ -409,6 +409,7 @@ void SessionTable::Sweep() {
 
 void SessionTable::UpdateStored() {
   if (const std::optional<int64_t> count = store_->count()) metrics_->SetStored(*count);
+  metrics_->SetLost(store_->lost());
 }
 
 void SessionTable::RunSweeps() {

@@ -103,6 +103,8 @@ class SessionTable {
 
   // Whether the store can be read and written, as far as is known. Does not block on it.
   bool store_usable() const { return store_->usable(); }
+  // Whether it knows of no session that was lost with a damaged file.
+  bool store_whole() const { return store_->lost() == 0; }
 
  private:
   friend class SessionTurn;

@@ -87,6 +87,8 @@ class SessionStore {
 
   // Sessions in the store; nullopt when that would take a scan of what others share.
   virtual std::optional<int64_t> count() const = 0;
+  // Of these, sessions that are known to be lost: calls say DATA_LOSS until they are deleted.
+  virtual int64_t lost() const { return 0; }
 };
 
 }  // namespace mmfree

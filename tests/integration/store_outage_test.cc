@@ -22,6 +22,7 @@ namespace {
 using grpc::health::v1::HealthCheckResponse;
 
 constexpr char kSessionService[] = "mmfree.v1.SessionService";
+constexpr char kWholeStore[] = "mmfree.v1.SessionService/whole";
 
 class StoreOutageTest : public LiveServer {
  protected:
@@ -49,10 +50,10 @@ class StoreOutageTest : public LiveServer {
     }
     EXPECT_TRUE(Generate(GreedyRequest("Once", 2)).status.ok());
   }
-  void Create() const {
+  void Create(const std::string& id = "s") const {
     grpc::ClientContext context;
     v1::CreateSessionRequest request;
-    request.set_session_id("s");
+    request.set_session_id(id);
     v1::CreateSessionResponse response;
     const grpc::Status status =
         v1::SessionService::NewStub(channel_)->CreateSession(&context, request, &response);
@@ -165,6 +166,35 @@ TEST_F(StoreOutageTest, ADamagedLogIsSalvagedWhenAskedFor) {
   const Generation turn = Turn(2);
   EXPECT_TRUE(turn.status.ok()) << turn.status.error_message();
   EXPECT_EQ(turn.finished.session_turn(), 3u);
+}
+
+// The records of two sessions are in one table; the last one's are cut off.
+TEST_F(StoreOutageTest, ATruncatedTableIsSaidAndCostsOneSession) {
+  const TempDirectory directory;
+  const std::string store = directory.File("store");
+  StartServer({"--session_store=rocksdb:" + store});
+  Create();
+  Create("t");
+  EXPECT_TRUE(Turn(0).status.ok());
+  EXPECT_EQ(Health(kWholeStore), HealthCheckResponse::SERVING);
+  server_->Signal(SIGTERM);
+  ASSERT_THAT(server_->Wait(), IsOk());
+  for (const auto& entry : std::filesystem::directory_iterator(store)) {
+    if (entry.path().extension() != ".sst") continue;
+    const size_t record = ReadFile(entry.path()).rfind("tales");
+    ASSERT_NE(record, std::string::npos);
+    std::filesystem::resize_file(entry.path(), record);
+  }
+
+  StartServer({"--session_store=rocksdb:" + store});
+  EXPECT_THAT(server_->Log(), testing::HasSubstr("1 sessions are whole, 1 are lost"));
+  EXPECT_EQ(Health(kSessionService), HealthCheckResponse::SERVING);
+  EXPECT_EQ(Health(kWholeStore), HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(Metric("mmfree_session_store_lost_sessions"), 1);
+  EXPECT_EQ(Turn(1).finished.session_turn(), 2u);
+  v1::GenerateRequest request = GreedyRequest("Once", 2);
+  request.set_session_id("t");
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::DATA_LOSS);
 }
 
 TEST_F(StoreOutageTest, WithoutSessionsThereIsNoSuchService) {

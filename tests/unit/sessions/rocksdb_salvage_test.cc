@@ -48,7 +48,7 @@ class RocksDbSalvageTest : public testing::Test {
 
   // Turns of some sessions, and the deletion of another; left in the log.
   void Fill() {
-    auto store = OpenRocksDbStore({.directory = this->store(), .sync = false});
+    auto store = OpenRocksDbStore({.directory = this->store(), .sync = false, .flush = false});
     ASSERT_THAT(store, IsOk());
     for (uint64_t turn = 1; turn <= kTurns; ++turn) {
       for (int session = 0; session < kSessions; ++session) {
