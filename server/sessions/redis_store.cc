@@ -15,8 +15,9 @@ namespace mmfree {
 namespace {
 
 // A session is one hash: v the revision, e its expiry in microseconds (0: never), r the record,
-// c<revision> the checkpoints. The ids of an owner's sessions are a set of their own, which may
-// name some that are gone; those are taken out when they are listed.
+// c<revision> the checkpoints and d<revision> the rest of those that are in two parts. The ids of
+// an owner's sessions are a set of their own, which may name some that are gone; those are taken
+// out when they are listed.
 
 // Starts every script that changes something. ARGV[1] is the moment, in microseconds of Redis' own
 // clock, after which its caller does not wait for it any more: it must change nothing then.
@@ -26,7 +27,8 @@ local late = tonumber(time[1]) * 1000000 + tonumber(time[2]) >= tonumber(ARGV[1]
 )lua";
 
 // ARGV: expected revision ("" to create), revision, now and expiry in microseconds, milliseconds
-// until then, record, "1" and the checkpoint or "0" and "", revisions whose checkpoints go.
+// until then, record, how many parts the checkpoint has (0: there is none), the two parts or "",
+// revisions whose checkpoints go.
 // A change that is there already is OK: it was sent twice.
 constexpr absl::string_view kCommit = R"lua(
 local key = KEYS[1]
@@ -44,8 +46,9 @@ else
   if v ~= ARGV[2] then return 'MOVED' end
 end
 redis.call('HSET', key, 'v', ARGV[3], 'e', ARGV[5], 'r', ARGV[7])
-if ARGV[8] == '1' then redis.call('HSET', key, 'c' .. ARGV[3], ARGV[9]) end
-for i = 10, #ARGV do redis.call('HDEL', key, 'c' .. ARGV[i]) end
+if ARGV[8] ~= '0' then redis.call('HSET', key, 'c' .. ARGV[3], ARGV[9]) end
+if ARGV[8] == '2' then redis.call('HSET', key, 'd' .. ARGV[3], ARGV[10]) end
+for i = 11, #ARGV do redis.call('HDEL', key, 'c' .. ARGV[i], 'd' .. ARGV[i]) end
 if ARGV[5] == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[6]) end
 return 'OK'
 )lua";
@@ -75,6 +78,36 @@ constexpr size_t kListBatch = 256;
 
 constexpr int64_t kNever = 0;
 
+// Redis' allocator (jemalloc) has four sizes between a power of two and the next, so that a state
+// just above one takes up to a quarter more memory than it has bytes. Two values then take less:
+// one that fills such a size, and the rest.
+struct Parts {
+  absl::string_view first;
+  absl::string_view rest;  // may be empty
+};
+
+// What `bytes` take of the allocator.
+size_t AllocatedBytes(size_t bytes) {
+  size_t step = 16;
+  while (8 * step < bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+Parts Split(absl::string_view value) {
+  // Beside a value: its lengths, a kind, a zero. Of another value: its name, its entry in the hash.
+  const size_t header = value.size() < 65536 ? 6 : 10;
+  constexpr size_t kEntryBytes = 96;
+  const size_t whole = AllocatedBytes(value.size() + header);
+  size_t step = 16;
+  while (8 * step < whole) step *= 2;
+  const size_t below = whole - step;
+  if (below <= header || value.size() + header == whole) return {value, ""};
+  const size_t first = std::min(value.size(), below - header);
+  const size_t rest = value.size() - first;
+  if (below + AllocatedBytes(rest + header) + kEntryBytes >= whole) return {value, ""};
+  return {value.substr(0, first), value.substr(first)};
+}
+
 std::string Hex(uint64_t revision) { return absl::StrFormat("%016x", revision); }
 
 std::string SessionKeyOf(const SessionName& name) {
@@ -102,11 +135,17 @@ class RedisStore final : public SessionStore {
   }
 
   absl::StatusOr<SharedBytes> ReadCheckpoint(const SessionName& name, uint64_t revision) override {
-    MMFREE_ASSIGN_OR_RETURN(
-        const RedisReply reply,
-        redis_.Command({"HGET", SessionKeyOf(name), absl::StrCat("c", Hex(revision))}));
-    if (reply->type != REDIS_REPLY_STRING) return NoSuchCheckpoint(name);
-    return std::make_shared<const std::string>(Text(*reply));
+    const std::string key = SessionKeyOf(name);
+    const std::string first = absl::StrCat("c", Hex(revision));
+    const std::string rest = absl::StrCat("d", Hex(revision));
+    MMFREE_ASSIGN_OR_RETURN(const RedisReply reply, redis_.Command({"HMGET", key, first, rest}));
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 ||
+        reply->element[0]->type != REDIS_REPLY_STRING) {
+      return NoSuchCheckpoint(name);
+    }
+    const bool is_split = reply->element[1]->type == REDIS_REPLY_STRING;
+    return std::make_shared<const std::string>(
+        absl::StrCat(Text(*reply->element[0]), is_split ? Text(*reply->element[1]) : ""));
   }
 
   absl::Status Commit(const StoreChange& change) override {
@@ -121,8 +160,12 @@ class RedisStore final : public SessionStore {
         absl::StrCat(milliseconds)};
     std::vector<absl::string_view> arguments(fixed.begin(), fixed.end());
     arguments.push_back(change.record);
-    arguments.push_back(change.checkpoint == nullptr ? "0" : "1");
-    arguments.push_back(change.checkpoint == nullptr ? "" : absl::string_view(*change.checkpoint));
+    if (change.checkpoint == nullptr) {
+      arguments.insert(arguments.end(), {"0", "", ""});
+    } else {
+      const Parts parts = Split(*change.checkpoint);
+      arguments.insert(arguments.end(), {parts.rest.empty() ? "1" : "2", parts.first, parts.rest});
+    }
     std::vector<std::string> obsolete;
     for (const uint64_t revision : change.obsolete) obsolete.push_back(Hex(revision));
     arguments.insert(arguments.end(), obsolete.begin(), obsolete.end());

@@ -4,9 +4,14 @@
 #include <prometheus/registry.h>
 
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/sessions/redis_connection.h"
 #include "server/sessions/session_table.h"
 #include "tests/support/holding_proxy.h"
 #include "tests/support/redis_process.h"
@@ -178,6 +183,70 @@ TEST_F(RedisStoreTest, TwoServersShareSessionsAndNeverBothCommitOneTurn) {
 
 // Deleting and listing take out the ids of sessions that are gone; one that is made again at that
 // moment must not be taken out with them.
+// Sizes around those of the allocator are kept in one part or in two.
+TEST_F(RedisStoreTest, StatesOfAnySizeAreReadAsTheyWereWritten) {
+  const auto store = MakeStore();
+  std::vector<uint64_t> obsolete;
+  StoreChange change;
+  change.name = name_;
+  for (const int64_t base : {0, 128, 1024, 12288, 65536, 81920, 1 << 20}) {
+    for (const int more : {-300, -11, -7, -6, 0, 1, 10, 105, 2000}) {
+      const int64_t size = base + more;
+      if (size < 0) continue;
+      std::string bytes(static_cast<size_t>(size), 'x');
+      for (size_t i = 0; i < bytes.size(); i += 7) bytes[i] = static_cast<char>(i * i >> 3);
+      change.revision = NewRevision();
+      change.obsolete = obsolete;
+      change.checkpoint = std::make_shared<const std::string>(bytes);
+      ASSERT_THAT(store->Commit(change), IsOk());
+      const auto read = store->ReadCheckpoint(name_, change.revision);
+      ASSERT_THAT(read, IsOk());
+      EXPECT_EQ(**read, bytes) << bytes.size();
+      for (const uint64_t gone : obsolete) {
+        EXPECT_THAT(store->ReadCheckpoint(name_, gone), StatusIs(absl::StatusCode::kNotFound, _));
+      }
+      obsolete = {change.revision};
+      change.expected = change.revision;
+    }
+  }
+  // Of those that went nothing is left: v, e, r and the last one, which fits two parts.
+  RedisConnections redis({.host = "127.0.0.1", .port = redis_->port()});
+  const auto fields = redis.Command({"HLEN", "mmfree:session:5:alice:s"});
+  ASSERT_THAT(fields, IsOk());
+  EXPECT_LE((*fields)->integer, 5);
+}
+
+TEST_F(RedisStoreTest, ASessionTakesLittleMoreThanItsState) {
+  RedisConnections redis({.host = "127.0.0.1", .port = redis_->port()});
+  const auto used = [&]() -> std::pair<int64_t, bool> {
+    const auto info = redis.Command({"INFO", "memory"});
+    if (!info.ok()) return {0, false};
+    const std::string text((*info)->str, (*info)->len);
+    int64_t bytes = 0;
+    const size_t at = text.find("used_memory:") + 12;
+    EXPECT_TRUE(absl::SimpleAtoi(text.substr(at, text.find_first_of("\r\n", at) - at), &bytes));
+    return {bytes, text.find("mem_allocator:jemalloc") != std::string::npos};
+  };
+  const auto before = used();
+  if (!before.second) GTEST_SKIP() << "this Redis has another allocator than jemalloc";
+  const auto store = MakeStore();
+  constexpr int kSessions = 500;
+  ASSERT_TRUE(redis_->Command("CONFIG SET appendfsync no"));
+  // A power of two and what is around it, a quarter more, in between.
+  for (const size_t state : {12288, 16384, 14000, 100'000}) {
+    const int64_t start = used().first;
+    for (int i = 0; i < kSessions; ++i) {
+      StoreChange change;
+      change.name = {"alice", absl::StrCat("session-", state, "-", i)};
+      change.revision = NewRevision();
+      change.record = std::string(128, 'r');
+      change.checkpoint = std::make_shared<const std::string>(state + 100, 'x');
+      ASSERT_THAT(store->Commit(change), IsOk());
+    }
+    EXPECT_LE(used().first - start, static_cast<double>(kSessions * (state + 1024)) * 1.1) << state;
+  }
+}
+
 TEST_F(RedisStoreTest, ASessionMadeWhileItsNameIsCleanedUpIsListed) {
   const auto first = MakeTable();
   const auto second = MakeTable();
