@@ -55,6 +55,9 @@ struct SamplingParams {
 // Ids that one row can ban; more is INVALID_ARGUMENT.
 inline constexpr int kMaxBannedTokens = 64;
 
+// Tokens of a step's rewindable rows but the last one of each, at most; more is INVALID_ARGUMENT.
+inline constexpr int kMaxKeptStates = 128;
+
 // Which logits a row copies back to the host.
 enum class LogitsMode : uint8_t {
   kNone,
@@ -72,9 +75,9 @@ struct StepRow {
   // Samples the next token after the last one; null: no sampling. Must outlive Step.
   const SamplingParams* sampling = nullptr;
   // Empty, or one fewer than tokens: also samples after each token but the last, inner[i] after
-  // tokens[i]. Needs BackendInfo::inner_samples. Must outlive Step.
+  // tokens[i]. Must outlive Step.
   absl::Span<const SamplingParams> inner;
-  // Keeps the states after each of its tokens for Rewind. Needs BackendInfo::inner_samples.
+  // Keeps the states after each of its tokens for Rewind.
   bool rewindable = false;
   // Empty, or as many as tokens: scores targets[i] as the token after tokens[i]. -1: only the
   // argmax.
@@ -119,7 +122,6 @@ struct BackendInfo {
   int32_t max_step_tokens = 0;  // summed over a step's rows
   int64_t weight_bytes = 0;     // on the device
   int64_t state_bytes = 0;      // all slots
-  bool inner_samples = false;   // understands StepRow::inner and rewindable
 };
 
 // Threading: calls are serialized by the caller (the step thread owns the backend). Errors: a call
@@ -139,9 +141,7 @@ class Backend {
 
   // Takes the slot of a rewindable row of the last Step back to the state after `tokens` of that
   // row's tokens, at least one. Only until the next Step.
-  virtual absl::Status Rewind(int32_t /*slot*/, int32_t /*tokens*/) {
-    return absl::UnimplementedError("this backend does not keep states within a row");
-  }
+  virtual absl::Status Rewind(int32_t slot, int32_t tokens) = 0;
 
   // Sets a slot to the state before any token. Every slot starts so.
   virtual absl::Status ZeroSlot(int32_t slot) = 0;

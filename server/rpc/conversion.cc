@@ -17,13 +17,6 @@ namespace {
 constexpr float kDefaultTemperature = 1.0f;
 constexpr absl::Duration kUnavailableRetryDelay = absl::Seconds(1);
 
-absl::Status NotOnThisBackend(absl::string_view field, absl::string_view what,
-                              const Engine& engine) {
-  return FieldError(absl::StatusCode::kUnimplemented,
-                    {{std::string(field), absl::StrCat("is not supported", what, " by the ",
-                                                       engine.backend_info().name, " backend")}});
-}
-
 // With the error's field.
 absl::StatusOr<std::shared_ptr<CompiledConstraint>> CompileConstraint(
     const v1::Constraint& constraint, ConstraintCache* cache) {
@@ -104,23 +97,16 @@ absl::StatusOr<std::vector<int32_t>> Encode(const Tokenizer& tokenizer, absl::st
   return ids;
 }
 
-// What samples within rows, which not every backend does.
-absl::Status SetInnerSampling(const v1::GenerateRequest& request, const Engine& engine,
-                              const RequestLimits& limits, const SessionState& context,
-                              GenerationRequest* out) {
-  const bool can = engine.backend_info().inner_samples;
-  if (out->prompt_logprobs && request.response().top_logprobs() > 0) {
-    if (!can) return NotOnThisBackend("response.top_logprobs", " of the prompt", engine);
+// What samples within rows.
+void SetInnerSampling(const v1::GenerateRequest& request, const RequestLimits& limits,
+                      const SessionState& context, GenerationRequest* out) {
+  if (out->prompt_logprobs) {
     out->prompt_top_logprobs = static_cast<int>(request.response().top_logprobs());
-  }
-  if (request.speculative_tokens() > 0 && !can) {
-    return NotOnThisBackend("speculative_tokens", "", engine);
   }
   out->speculative_tokens =
       static_cast<int32_t>(request.has_speculative_tokens() ? request.speculative_tokens()
                                                             : limits.default_speculative_tokens);
   if (out->speculative_tokens > 0) out->lookup_context = context.last_tokens;
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -185,7 +171,7 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
   out.min_new_tokens = stopping.min_new_tokens();
   if (!stopping.ignore_eos()) out.eos_token_ids = {engine.model().config().eos_token_id};
   out.prompt_logprobs = request.response().prompt_logprobs();
-  MMFREE_RETURN_IF_ERROR(SetInnerSampling(request, engine, limits, context, &out));
+  SetInnerSampling(request, limits, context, &out);
   out.stop_token_ids.assign(stopping.stop_token_ids().begin(), stopping.stop_token_ids().end());
   RequestSampler::Options sampler = ToSamplerOptions(request);
   MMFREE_ASSIGN_OR_RETURN(sampler.constraint,

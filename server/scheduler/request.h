@@ -70,12 +70,10 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids;
   std::shared_ptr<StopCondition> stop_condition;  // null: none
   bool prompt_logprobs = false;                   // GenerationSink::OnPromptLogprobs
-  // With prompt_logprobs: so many likeliest alternatives for each. Needs a backend with
-  // inner_samples.
+  // With prompt_logprobs: so many likeliest alternatives for each.
   int prompt_top_logprobs = 0;
-  // Proposals to verify in one step; 0: none. Without effect on the output, and on a backend
-  // without inner_samples without any. They are looked up in lookup_context, the prompt and the
-  // output.
+  // Proposals to verify in one step; 0: none. Without effect on the output. They are looked up in
+  // lookup_context, the prompt and the output.
   int32_t speculative_tokens = 0;
   std::vector<int32_t> lookup_context;
   // What came before the prompt: how many tokens, and the state [state_floats] after them. Null:

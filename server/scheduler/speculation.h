@@ -14,9 +14,8 @@ namespace mmfree {
 
 struct RequestState;
 
-// Tokens that are proposed in one step over all rows at most: bounds the states that a backend
-// keeps to take them back.
-inline constexpr int64_t kMaxProposedTokens = 128;
+// Tokens that are proposed in one step over all rows at most.
+inline constexpr int64_t kMaxProposedTokens = kMaxKeptStates;
 
 // What a request with speculation keeps. A row feeds the last token and behind it the proposals,
 // and samples after each of them exactly as if it stood there alone: with the penalties, the

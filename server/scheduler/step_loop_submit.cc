@@ -64,7 +64,7 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   }
   // A slot that is ahead by several tokens on trial has no state between them to hold.
   const bool holds_states = state->final_state != nullptr && state->stop_condition != nullptr;
-  if (request.speculative_tokens > 0 && backend_->info().inner_samples && !holds_states) {
+  if (request.speculative_tokens > 0 && !holds_states) {
     std::vector<int32_t> context = std::move(request.lookup_context);
     context.insert(context.end(), state->tokens.begin(), state->tokens.end());
     state->speculation =
@@ -96,9 +96,6 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   if (state->prompt_sampler != nullptr) {
     if (!state->prompt_logprobs) {
       valid.Update(absl::InvalidArgumentError("prompt_top_logprobs needs prompt_logprobs"));
-    }
-    if (!backend_->info().inner_samples) {
-      valid.Update(absl::UnimplementedError("prompt_top_logprobs: not on this backend"));
     }
     state->prompt_top.resize(state->score.logprobs.size());
   }

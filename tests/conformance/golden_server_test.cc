@@ -1,12 +1,15 @@
 // A real server behind a real client against the reference implementation, on every instruction
-// set.
+// set and on a GPU.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -14,6 +17,9 @@
 #include "server/base/status_macros.h"
 #include "tests/conformance/golden.h"
 #include "tests/support/process.h"
+#ifdef MMFREE_HAVE_CUDA
+#include "server/backends/cuda/cuda_backend.h"
+#endif
 
 namespace mmfree {
 namespace {
@@ -64,17 +70,44 @@ class GoldenServer final : public GoldenSubject {
   const ServerProcess* const server_;
 };
 
-class GoldenServerTest : public testing::TestWithParam<CpuIsa> {
+// On what the server computes.
+struct Device {
+  std::string name;
+  std::vector<std::string> flags;
+  std::function<absl::Status()> usable;  // when not OK, the message says why it is not there
+};
+
+void PrintTo(const Device& device, std::ostream* out) { *out << device.name; }
+
+Device OfProcessor(CpuIsa isa) {
+  Device device;
+  device.name = std::string(CpuIsaName(isa));
+  device.flags = {"--backend=cpu", absl::StrCat("--cpu_isa=", device.name)};
+  device.usable = [isa] {
+    if (CpuSupports(isa)) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("this processor has no ", CpuIsaName(isa)));
+  };
+  return device;
+}
+
+Device OfGpu() {
+#ifdef MMFREE_HAVE_CUDA
+  return {"cuda", {"--backend=cuda"}, [] { return CheckCudaDevice(0); }};
+#else
+  return {"cuda", {}, [] { return absl::UnavailableError("built without the CUDA backend"); }};
+#endif
+}
+
+class GoldenServerTest : public testing::TestWithParam<Device> {
  protected:
   void SetUp() override {
-    const std::string isa(CpuIsaName(GetParam()));
-    if (!CpuSupports(GetParam())) GTEST_SKIP() << "this processor has no " << isa;
+    const absl::Status usable = GetParam().usable();
+    if (!usable.ok()) GTEST_SKIP() << usable.message();
     absl::StatusOr<std::vector<GoldenCase>> cases =
         LoadGolden(std::string(MMFREE_SOURCE_DIR) + "/tests/golden/tales.safetensors");
     ASSERT_TRUE(cases.ok()) << cases.status();
     cases_ = *std::move(cases);
-    absl::StatusOr<std::unique_ptr<ServerProcess>> server =
-        ServerProcess::Start({absl::StrCat("--cpu_isa=", isa)});
+    absl::StatusOr<std::unique_ptr<ServerProcess>> server = ServerProcess::Start(GetParam().flags);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -105,9 +138,10 @@ TEST_P(GoldenServerTest, TextsBecomeTheReferenceTokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, GoldenServerTest,
-                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512),
-                         [](const auto& info) { return std::string(CpuIsaName(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Device, GoldenServerTest,
+                         testing::Values(OfProcessor(CpuIsa::kScalar), OfProcessor(CpuIsa::kAvx2),
+                                         OfProcessor(CpuIsa::kAvx512), OfGpu()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace mmfree

@@ -106,6 +106,63 @@ TEST_F(ArgumentsTest, SamplingParametersAreChecked) {
   ExpectRefused(row, "every token is banned");
 }
 
+TEST_F(ArgumentsTest, InnerSamplesAreOneFewerThanTokensAndChecked) {
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  std::vector<SamplingParams> inner(3);
+  StepRow row;
+  row.tokens = tokens;
+  row.inner = inner;
+  ExpectRefused(row, "3 inner samples for 3 tokens");
+  row.inner = absl::MakeConstSpan(inner).first(2);
+  inner[1].temperature = -1.0f;
+  ExpectRefused(row, "temperature");
+}
+
+TEST_F(ArgumentsTest, OnlyARewindableRowOfTheLastStepIsTakenBack) {
+  const auto refused = [this](int32_t slot, int32_t count, const std::string& why) {
+    const absl::Status status = backend_->Rewind(slot, count);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  };
+  refused(0, 1, "slot 0 had no rewindable row");
+  const std::vector<int32_t> tokens = {1, 2};
+  StepRow rows[2];
+  rows[1].slot = 1;
+  rows[0].tokens = rows[1].tokens = tokens;
+  rows[0].rewindable = true;
+  ASSERT_TRUE(backend_->Step(rows, &out_).ok());
+  refused(1, 1, "slot 1 had no rewindable row");
+  refused(0, 0, "rewind to 0 of a row's 2 tokens");
+  refused(0, 3, "rewind to 3");
+  EXPECT_TRUE(backend_->Rewind(0, 2).ok());
+  ASSERT_TRUE(backend_->Step({&rows[1], 1}, &out_).ok());
+  refused(0, 1, "slot 0 had no rewindable row");
+}
+
+TEST(KeptStatesTest, RowsThatWouldKeepTooManyAreRefused) {
+  MMFREE_SKIP_WITHOUT_GPU();
+  BackendPair::Options options;
+  absl::StatusOr<BackendPair> pair = BackendPair::Create(Model::Random(SmallConfig(), 1), options);
+  ASSERT_TRUE(pair.ok()) << pair.status();
+  const std::vector<int32_t> tokens(kMaxKeptStates + 2, 5);
+  StepRow rows[2];
+  rows[1].slot = 1;
+  rows[0].rewindable = rows[1].rewindable = true;
+  rows[0].tokens = absl::MakeConstSpan(tokens).first(kMaxKeptStates);
+  rows[1].tokens = absl::MakeConstSpan(tokens).first(3);
+  StepOutput out;
+  for (Backend* backend : {&pair->cpu(), &pair->cuda()}) {
+    const absl::Status status = backend->Step(rows, &out);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("129 states, at most 128"));
+  }
+  rows[1].tokens = absl::MakeConstSpan(tokens).first(2);
+  pair->Step(rows, "all that can be kept");
+  pair->Rewind(0, 1, "first");
+  pair->Rewind(1, 1, "last");
+  for (const int32_t slot : {0, 1}) pair->ExpectEqualState(slot, "all that can be kept");
+}
+
 TEST_F(ArgumentsTest, SlotCallsCheckTheSlotAndTheSize) {
   std::vector<float> state(32);
   EXPECT_EQ(backend_->ZeroSlot(2).code(), absl::StatusCode::kInvalidArgument);

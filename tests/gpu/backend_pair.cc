@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -44,6 +45,14 @@ void ExpectSameFloats(absl::Span<const float> cpu, absl::Span<const float> cuda,
                 << ": cpu " << cpu[at] << ", cuda " << cuda[at];
 }
 
+void ExpectSameSamples(absl::Span<const SampledToken> cpu, absl::Span<const SampledToken> cuda,
+                       const std::string& what) {
+  const size_t at = FirstDifference(cpu, cuda);
+  if (at == cpu.size()) return;
+  ADD_FAILURE() << what << " " << at << ": cpu " << ToString(cpu[at]) << ", cuda "
+                << ToString(cuda[at]);
+}
+
 }  // namespace
 
 std::string TestDataDirectory() {
@@ -79,14 +88,11 @@ StepOutput BackendPair::Step(absl::Span<const StepRow> rows, const std::string& 
   if (!cpu.ok() || !cuda.ok()) return expected;
   ExpectSameFloats(expected.logits, actual.logits, model_->config().vocab_size, what + ": logits");
   EXPECT_EQ(expected.samples.size(), actual.samples.size()) << what;
+  EXPECT_EQ(expected.inner_samples.size(), actual.inner_samples.size()) << what;
   EXPECT_EQ(expected.scores.size(), actual.scores.size()) << what;
   if (testing::Test::HasFailure()) return expected;
-  const absl::Span<const SampledToken> samples = expected.samples;
-  if (const size_t at = FirstDifference(samples, absl::MakeConstSpan(actual.samples));
-      at < samples.size()) {
-    ADD_FAILURE() << what << ": sample of row " << at << ": cpu " << ToString(samples[at])
-                  << ", cuda " << ToString(actual.samples[at]);
-  }
+  ExpectSameSamples(expected.samples, actual.samples, what + ": sample of row");
+  ExpectSameSamples(expected.inner_samples, actual.inner_samples, what + ": inner sample");
   const absl::Span<const TokenScore> scores = expected.scores;
   if (const size_t at = FirstDifference(scores, absl::MakeConstSpan(actual.scores));
       at < scores.size()) {
@@ -95,6 +101,13 @@ StepOutput BackendPair::Step(absl::Span<const StepRow> rows, const std::string& 
                   << actual.scores[at].logprob;
   }
   return expected;
+}
+
+void BackendPair::Rewind(int32_t slot, int32_t tokens, const std::string& what) {
+  for (Backend* backend : {cpu_.get(), cuda_.get()}) {
+    const absl::Status status = backend->Rewind(slot, tokens);
+    EXPECT_TRUE(status.ok()) << what << ": " << status;
+  }
 }
 
 void BackendPair::ExpectEqualState(int32_t slot, const std::string& what) {
@@ -114,29 +127,44 @@ int32_t RowMaker::Uniform(int32_t low, int32_t high) {
   return std::uniform_int_distribution<int32_t>(low, high)(random_);
 }
 
+void RowMaker::AddSampling(Storage* storage) {
+  SamplingParams& sampling = storage->sampling.emplace_back();
+  sampling.temperature = Uniform(0, 2) == 0 ? 0.0f : 0.01f * static_cast<float>(Uniform(1, 300));
+  sampling.seed = random_();
+  sampling.candidate = static_cast<uint32_t>(Uniform(0, 3));
+  if (Uniform(0, 3) > 0) return;
+  const int32_t last_id = static_cast<int32_t>(config_.vocab_size) - 1;
+  std::vector<int32_t>& banned = storage->banned.emplace_back();
+  banned.resize(static_cast<size_t>(Uniform(1, std::min(kMaxBannedTokens, last_id))));
+  for (int32_t& id : banned) id = Uniform(0, last_id);
+  sampling.banned = banned;
+}
+
 StepRow RowMaker::Make(int32_t slot, int32_t count, LogitsMode logits, bool scored) {
   storage_.push_back(std::make_unique<Storage>());
   Storage& storage = *storage_.back();
   const int32_t last_id = static_cast<int32_t>(config_.vocab_size) - 1;
   for (int32_t i = 0; i < count; ++i) storage.tokens.push_back(Uniform(0, last_id));
-  storage.sampling.temperature = Uniform(0, 2) == 0 ? 0.0f : 0.01f * Uniform(1, 300);
-  storage.sampling.seed = random_();
-  storage.sampling.candidate = static_cast<uint32_t>(Uniform(0, 3));
-  if (Uniform(0, 3) == 0) {
-    const int32_t banned = Uniform(1, std::min(kMaxBannedTokens, last_id));
-    for (int32_t i = 0; i < banned; ++i) storage.banned.push_back(Uniform(0, last_id));
-    storage.sampling.banned = storage.banned;
-  }
+  AddSampling(&storage);
   StepRow row;
   row.slot = slot;
   row.tokens = storage.tokens;
   row.position = random_() >> 20;
-  row.sampling = &storage.sampling;
+  row.sampling = storage.sampling.data();
   row.logits = logits;
   if (scored) {
     for (int32_t i = 0; i < count; ++i) storage.targets.push_back(Uniform(-1, last_id));
     row.targets = storage.targets;
   }
+  return row;
+}
+
+StepRow RowMaker::MakeInner(int32_t slot, int32_t count, bool scored) {
+  StepRow row = Make(slot, count, LogitsMode::kNone, scored);
+  Storage& storage = *storage_.back();
+  while (storage.sampling.size() < row.tokens.size()) AddSampling(&storage);
+  row.inner = absl::MakeConstSpan(storage.sampling).first(row.tokens.size() - 1);
+  row.sampling = &storage.sampling.back();
   return row;
 }
 

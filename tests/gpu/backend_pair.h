@@ -14,19 +14,13 @@
 #include "server/backends/backend.h"
 #include "server/backends/cuda/cuda_backend.h"
 #include "server/model/model.h"
+#include "tests/gpu/skip_without_gpu.h"
 
 namespace mmfree {
 
 // Directory of the source tree at run time: MMFREE_TEST_DATA when set, so that the programs can run
 // on another machine than they were built on.
 std::string TestDataDirectory();
-
-// Skips the test where no usable device is there (and says why).
-#define MMFREE_SKIP_WITHOUT_GPU()                                               \
-  if (const absl::Status mmfree_gpu_ = CheckCudaDevice(0); !mmfree_gpu_.ok()) { \
-    GTEST_SKIP() << "no usable CUDA device: " << mmfree_gpu_.message();         \
-  }                                                                             \
-  static_assert(true, "")
 
 class BackendPair {
  public:
@@ -47,6 +41,8 @@ class BackendPair {
 
   // Runs the step on both and expects equal bytes. `what` names it in failures. Returns the output.
   StepOutput Step(absl::Span<const StepRow> rows, const std::string& what);
+  // Takes a slot of both back.
+  void Rewind(int32_t slot, int32_t tokens, const std::string& what);
   // Expects the states of a slot to be equal.
   void ExpectEqualState(int32_t slot, const std::string& what);
 
@@ -66,15 +62,19 @@ class RowMaker {
   // A row of `count` random tokens with random sampling parameters, banned ids and, when `scored`,
   // targets.
   StepRow Make(int32_t slot, int32_t count, LogitsMode logits, bool scored);
+  // The same that also samples after each of its tokens, with other parameters at each.
+  StepRow MakeInner(int32_t slot, int32_t count, bool scored);
   int32_t Uniform(int32_t low, int32_t high);  // both included
 
  private:
   struct Storage {
     std::vector<int32_t> tokens;
     std::vector<int32_t> targets;
-    std::vector<int32_t> banned;
-    SamplingParams sampling;
+    std::vector<SamplingParams> sampling;  // of the row's last token, or of each
+    std::vector<std::vector<int32_t>> banned;
   };
+
+  void AddSampling(Storage* storage);
 
   const ModelConfig config_;
   std::mt19937_64 random_;

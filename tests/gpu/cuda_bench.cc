@@ -29,6 +29,8 @@ ABSL_FLAG(std::vector<std::string>, mixed, (std::vector<std::string>{}),
 ABSL_FLAG(std::vector<std::string>, options, (std::vector<std::string>{"none"}),
           "What the decoding rows ask of sampling, all of them: see sampler_rows.h; shares are of "
           "the step of the first, none");
+ABSL_FLAG(bool, on_trial, false,
+          "The prompts of --mixed are sampled at each token and taken back to the first one");
 ABSL_FLAG(int32_t, chunk, 2048, "Tokens a step");
 ABSL_FLAG(double, warmup, 0.15, "Seconds before each measurement: clocks rise with load");
 ABSL_FLAG(double, seconds, 0.15, "Seconds of each measurement; the median step counts");
@@ -63,12 +65,14 @@ std::vector<int32_t> Numbers(const std::vector<std::string>& texts) {
   return numbers;
 }
 
+void Check(const absl::Status& status) {
+  if (status.ok()) return;
+  fprintf(stderr, "%s\n", status.ToString().c_str());
+  exit(1);
+}
+
 void Run(Backend& backend, absl::Span<const StepRow> rows, StepOutput* out) {
-  const absl::Status status = backend.Step(rows, out);
-  if (!status.ok()) {
-    fprintf(stderr, "%s\n", status.ToString().c_str());
-    exit(1);
-  }
+  Check(backend.Step(rows, out));
 }
 
 // Returns the step's microseconds.
@@ -155,6 +159,8 @@ void BenchMixed(Backend& backend, const Model& model, const MixedStep& mixed) {
     tokens[n] = static_cast<int32_t>((n * 977 + 5) % model.config().vocab_size);
   }
   const SamplingParams greedy;
+  const bool on_trial = absl::GetFlag(FLAGS_on_trial);
+  const std::vector<SamplingParams> inner(mixed.prompt_tokens - 1);
   std::vector<StepRow> rows(mixed.rows());
   size_t first = 0;
   for (int32_t n = 0; n < mixed.rows(); ++n) {
@@ -162,6 +168,8 @@ void BenchMixed(Backend& backend, const Model& model, const MixedStep& mixed) {
     rows[n].slot = n;
     rows[n].tokens = absl::MakeConstSpan(tokens).subspan(first, count);
     rows[n].sampling = &greedy;
+    rows[n].rewindable = on_trial && count > 1;
+    if (rows[n].rewindable) rows[n].inner = inner;
     first += count;
   }
   StepOutput out;
@@ -170,6 +178,9 @@ void BenchMixed(Backend& backend, const Model& model, const MixedStep& mixed) {
   while (Seconds(begin) < Total() || times.empty()) {
     const Clock::time_point start = Clock::now();
     Run(backend, rows, &out);
+    for (const StepRow& row : rows) {
+      if (row.rewindable) Check(backend.Rewind(row.slot, 1));
+    }
     if (Seconds(begin) >= absl::GetFlag(FLAGS_warmup)) times.push_back(Microseconds(start));
   }
   const double us = Median(times);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -163,6 +164,31 @@ TEST_P(EqualityTest, StatesSurviveCopiesAndTheHost) {
       {maker.Make(5, 1, LogitsMode::kLast, false), maker.Make(3, 2, LogitsMode::kLast, false)},
       "after copies");
   for (const int32_t slot : {0, 3, 5, 7}) pair_->ExpectEqualState(slot, "after copies");
+}
+
+TEST_P(EqualityTest, RowsThatAreTakenBack) {
+  RowMaker maker(GetParam().config, 4);
+  // Tokens of two rewindable rows; beside them nothing, a decoding row, a long chunk.
+  const std::pair<int32_t, int32_t> steps[] = {{2, 1}, {5, 9}, {1, 1}, {3, 8}, {17, 4}, {65, 7}};
+  for (size_t n = 0; n < std::size(steps); ++n) {
+    const std::string what = "step " + std::to_string(n);
+    const auto [first, second] = steps[n];
+    maker.Clear();
+    std::vector<StepRow> rows = {maker.MakeInner(0, first, n == 1),
+                                 maker.MakeInner(1, second, false)};
+    for (StepRow& row : rows) row.rewindable = true;
+    if (n % 3 > 0) rows.push_back(maker.Make(2, 1, LogitsMode::kLast, false));
+    if (n % 3 > 1) rows.push_back(maker.Make(3, 70, LogitsMode::kNone, false));
+    std::rotate(rows.begin(), rows.begin() + n % 2, rows.end());
+    pair_->Step(rows, what);
+    if (HasFailure()) return;
+    pair_->Rewind(0, maker.Uniform(1, first), what);
+    pair_->Rewind(1, maker.Uniform(1, second), what);
+    for (int32_t slot = 0; slot < 4 && !HasFailure(); ++slot) {
+      pair_->ExpectEqualState(slot, what);
+    }
+    ASSERT_FALSE(HasFailure());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Subjects, EqualityTest, testing::ValuesIn(Subjects()),

@@ -1,6 +1,7 @@
 // 10,000 steps in which sequences come and go, move between slots and to the host and back.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -59,16 +60,30 @@ TEST(RandomRunTest, TenThousandStepsKeepEveryState) {
     maker.Clear();
     std::vector<StepRow> rows;
     const bool decode_only = maker.Uniform(0, 2) > 0;
+    const bool speculative = maker.Uniform(0, 2) == 0;
     int32_t budget = options.max_step_tokens;
     for (int32_t slot = 0; slot < kSlots && budget > 0; ++slot) {
       if (maker.Uniform(0, 2) == 0) continue;
       const int32_t count =
           decode_only || maker.Uniform(0, 4) > 0 ? 1 : maker.Uniform(1, std::min(budget, 40));
+      const bool scored = maker.Uniform(0, 9) == 0;
+      if (speculative && maker.Uniform(0, 1) == 0) {
+        const int32_t on_trial = maker.Uniform(1, std::min(budget, 6));
+        budget -= on_trial;
+        rows.push_back(maker.MakeInner(slot, on_trial, scored));
+        rows.back().rewindable = true;
+        continue;
+      }
       budget -= count;
-      rows.push_back(maker.Make(slot, count, LogitsMode::kNone, maker.Uniform(0, 9) == 0));
+      rows.push_back(maker.Make(slot, count, LogitsMode::kNone, scored));
     }
     const std::string what = "step " + std::to_string(step);
     pair->Step(rows, what);
+    for (const StepRow& row : rows) {
+      // Now and then a row stays as it is.
+      if (!row.rewindable || maker.Uniform(0, 9) == 0) continue;
+      pair->Rewind(row.slot, maker.Uniform(1, static_cast<int32_t>(row.tokens.size())), what);
+    }
     if (step % 100 == 99) {
       for (int32_t slot = 0; slot < kSlots; ++slot) pair->ExpectEqualState(slot, what);
     }

@@ -148,7 +148,7 @@ TEST_F(DecodingTest, SameTokensAndLogprobsInEveryBatchAndOnEveryInstructionSet) 
     EXPECT_EQ(Logprobs(together[i]), Logprobs(alone[i])) << i;
   }
   server_.reset();
-  StartServer({"--cpu_isa=scalar"});
+  StartServer({"--backend=cpu", "--cpu_isa=scalar"});
   for (int i = 0; i < 6; ++i) {
     const Generation scalar = Generate(MixedRequest(i));
     EXPECT_EQ(scalar.token_ids, alone[i].token_ids) << i;

@@ -73,7 +73,6 @@ class FakeBackend final : public Backend {
     info_.num_slots = device_->options().num_slots;
     info_.state_floats = sizeof(State) / sizeof(float);
     info_.max_step_tokens = device_->options().max_step_tokens;
-    info_.inner_samples = device_->options().inner_samples;
   }
 
   const BackendInfo& info() const override { return info_; }
@@ -164,6 +163,7 @@ class FakeBackend final : public Backend {
   absl::Status Check(absl::Span<const StepRow> rows) {
     std::set<int32_t> slots;
     int64_t tokens = 0;
+    int64_t kept = 0;
     std::string wrong;
     for (const StepRow& row : rows) {
       tokens += static_cast<int64_t>(row.tokens.size());
@@ -180,9 +180,8 @@ class FakeBackend final : public Backend {
         wrong = "targets and tokens differ in number";
       } else if (!row.inner.empty() && row.inner.size() + 1 != row.tokens.size()) {
         wrong = "inner samples are not one fewer than tokens";
-      } else if ((!row.inner.empty() || row.rewindable) && !info_.inner_samples) {
-        wrong = "inner samples, which this backend does not have";
       }
+      if (row.rewindable) kept += static_cast<int64_t>(row.tokens.size()) - 1;
       for (int32_t token : row.tokens) {
         if (token < 0 || token >= device_->options().vocab_size) {
           wrong = absl::StrCat("token ", token, " does not exist");
@@ -190,6 +189,7 @@ class FakeBackend final : public Backend {
       }
     }
     if (rows.empty()) wrong = "a step without rows";
+    if (kept > kMaxKeptStates) wrong = absl::StrCat("rows that keep ", kept, " states");
     if (tokens > info_.max_step_tokens) wrong = absl::StrCat("a step of ", tokens, " tokens");
     return wrong.empty() ? absl::OkStatus() : Violation(wrong);
   }

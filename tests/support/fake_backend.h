@@ -22,7 +22,6 @@ struct FakeBackendOptions {
   int32_t num_slots = 4;
   int32_t max_step_tokens = 1 << 20;
   int32_t vocab_size = 97;
-  bool inner_samples = true;
   FakeClock* clock = nullptr;  // advanced by step_time in each step
   absl::Duration step_time;
   absl::Duration token_time;  // and by this for each token

@@ -130,7 +130,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<cons
   info.num_slots = options.num_slots;
   info.state_floats = config.state_floats();
   info.max_step_tokens = options.max_step_tokens;
-  info.inner_samples = true;
   info.weight_bytes = WeightBytes(*backend->model_);
   info.state_bytes = info.num_slots * info.state_floats * static_cast<int64_t>(sizeof(float));
   MMFREE_ASSIGN_OR_RETURN(backend->states_, Region::Allocate(info.state_bytes));
@@ -212,6 +211,7 @@ absl::Status CpuBackend::CheckRow(const StepRow& row, absl::string_view name) co
 absl::Status CpuBackend::CheckRows(absl::Span<const StepRow> rows) {
   ++step_;
   int64_t tokens = 0;
+  int64_t kept = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     const std::string name = absl::StrCat("row ", i);
     if (absl::Status status = CheckSlot(rows[i].slot); !status.ok()) {
@@ -223,10 +223,17 @@ absl::Status CpuBackend::CheckRows(absl::Span<const StepRow> rows) {
     }
     MMFREE_RETURN_IF_ERROR(CheckRow(rows[i], name));
     tokens += static_cast<int64_t>(rows[i].tokens.size());
+    if (rows[i].rewindable) kept += static_cast<int64_t>(rows[i].tokens.size()) - 1;
   }
-  if (tokens <= info_.max_step_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(tokens, " tokens in a step: at most ", info_.max_step_tokens));
+  if (tokens > info_.max_step_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tokens, " tokens in a step: at most ", info_.max_step_tokens));
+  }
+  if (kept > kMaxKeptStates) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "rewindable rows would keep ", kept, " states, at most ", kMaxKeptStates, " are allowed"));
+  }
+  return absl::OkStatus();
 }
 
 void CpuBackend::PrepareOutput(absl::Span<const StepRow> rows, StepOutput* out) {

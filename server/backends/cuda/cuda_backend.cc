@@ -37,6 +37,22 @@ int32_t BatchBucket(int32_t rows) {
   return static_cast<int32_t>(RoundUp(rows, quarter));
 }
 
+// Speculative steps of more tokens take longer on the device than their launches do.
+constexpr int32_t kMaxSpeculativeGraphTokens = 256;
+
+// What one captured step serves.
+struct GraphKey {
+  int32_t tokens = 0;  // and rows, and heads: at most
+  bool head = false;
+  bool decode = false;  // every row is one token
+
+  friend bool operator==(const GraphKey&, const GraphKey&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const GraphKey& key) {
+    return H::combine(std::move(h), key.tokens, key.head, key.decode);
+  }
+};
+
 class CudaBackend : public Backend {
  public:
   static absl::StatusOr<std::unique_ptr<Backend>> Create(std::shared_ptr<const Model> model,
@@ -44,6 +60,7 @@ class CudaBackend : public Backend {
 
   const BackendInfo& info() const override { return info_; }
   absl::Status Step(absl::Span<const StepRow> rows, StepOutput* out) override;
+  absl::Status Rewind(int32_t slot, int32_t tokens) override;
   absl::Status ZeroSlot(int32_t slot) override;
   absl::Status CopySlot(int32_t from, int32_t to) override;
   absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override;
@@ -63,21 +80,23 @@ class CudaBackend : public Backend {
   }
   absl::Status UseDevice() const;
   absl::Status Wait() const;
-  // A step whose rows are all single tokens, in one graph launch.
+  // Whether the step is of a kind that is captured.
+  bool WantsGraph() const;
+  // A step without long rows in one graph launch.
   absl::Status RunGraph();
-  absl::Status RunEager(absl::Span<const StepRow> rows, StepOutput* out);
+  absl::Status RunEager(StepOutput* out);
   // Copies what is asked for of the logits of heads [first, first + rows), which are in the
   // workspace, to the host.
   absl::Status CopyLogits(int32_t first, int32_t rows, StepOutput* out);
   absl::Status CopyHead(int32_t row, float* out) const;
-  // Prepares the draws of the rows that have a TokenSampler, while the device computes the step.
-  absl::Status PlanDraws(absl::Span<const StepRow> rows);
+  // Prepares the draws of the places that have a TokenSampler, while the device computes the step.
+  absl::Status PlanDraws();
   // Makes the draws of heads [first, first + rows), whose logits are in the workspace, and copies
   // what is asked for of them to the host.
   absl::Status FinishHeads(int32_t first, int32_t rows, StepOutput* out);
-  // The tokens of the rows that have a TokenSampler.
-  void CollectDraws(absl::Span<const StepRow> rows, StepOutput* out) const;
-  absl::StatusOr<cuda::GraphExec> Capture(int32_t batch, bool head) const;
+  // The tokens of the places that have a TokenSampler.
+  void CollectDraws(StepOutput* out) const;
+  absl::StatusOr<cuda::GraphExec> Capture(const GraphKey& key) const;
 
   const ModelConfig config_;
   const CudaBackendOptions options_;
@@ -96,7 +115,7 @@ class CudaBackend : public Backend {
   std::vector<size_t> host_draws_;     // indices of the step's sampler heads whose draws are ours
   std::vector<float> sampler_logits_;  // [host_draws_, vocab_size]
   std::unique_ptr<Forward> forward_;   // refers to the members above
-  absl::flat_hash_map<std::pair<int32_t, bool>, GraphExec> graphs_;  // by (batch, with head)
+  absl::flat_hash_map<GraphKey, GraphExec> graphs_;
 };
 
 absl::Status CheckOptions(const CudaBackendOptions& options) {
@@ -123,14 +142,16 @@ absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes, int6
   MMFREE_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
   const int64_t weights = DeviceModel::Bytes(config, model.embedding().dtype);
   const int64_t states = Workspace::StateBytes(config, sizes);
-  const int64_t activations = Workspace::Bytes(config, sizes) - states + draw_bytes;
-  const int64_t needed = weights + states + activations + DeviceModel::StagingBytes(config);
+  const int64_t kept = Workspace::KeptBytes(config, sizes);
+  const int64_t activations = Workspace::Bytes(config, sizes) - states - kept + draw_bytes;
+  const int64_t needed = weights + states + kept + activations + DeviceModel::StagingBytes(config);
   if (needed <= static_cast<int64_t>(free_bytes)) return absl::OkStatus();
   return absl::ResourceExhaustedError(
       absl::StrCat("CUDA device ", device.ordinal, " (", device.name, ") has ",
                    Megabytes(static_cast<int64_t>(free_bytes)), " free and ", Megabytes(needed),
                    " are needed: ", Megabytes(weights), " for weights, ", Megabytes(states),
                    " for ", sizes.num_slots, " sessions' states (lower --max_sessions), ",
+                   Megabytes(kept), " for states between tokens that are fed on trial, ",
                    Megabytes(activations), " for steps of ", sizes.max_step_tokens,
                    " tokens (lower --prefill_chunk or --max_batch), the rest while loading"));
 }
@@ -222,6 +243,17 @@ absl::Status CudaBackend::CheckState(int32_t slot, size_t floats) const {
       absl::StrCat("a state has ", info_.state_floats, " floats, got ", floats));
 }
 
+absl::Status CudaBackend::Rewind(int32_t slot, int32_t tokens) {
+  MMFREE_ASSIGN_OR_RETURN(const int32_t kept, planner_.KeptState(slot, tokens));
+  if (kept < 0) return absl::OkStatus();
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  // Ordered before the next step by the stream.
+  MMFREE_CUDA_RETURN_IF_ERROR(
+      cudaMemcpyAsync(SlotState(slot), workspace_.kept + kept * workspace_.state_stride,
+                      info_.state_floats * sizeof(float), cudaMemcpyDeviceToDevice, stream_.get()));
+  return absl::OkStatus();
+}
+
 absl::Status CudaBackend::ZeroSlot(int32_t slot) {
   MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
   MMFREE_RETURN_IF_ERROR(UseDevice());
@@ -263,10 +295,11 @@ absl::Status CudaBackend::WriteSlot(int32_t slot, absl::Span<const float> state)
   return Wait();  // the pinned copy is reused
 }
 
-absl::StatusOr<GraphExec> CudaBackend::Capture(int32_t batch, bool head) const {
+absl::StatusOr<GraphExec> CudaBackend::Capture(const GraphKey& key) const {
+  const StepShape shape = {key.tokens, key.tokens, 0, key.decode};
   MMFREE_CUDA_RETURN_IF_ERROR(
       cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-  const cudaError_t error = forward_->Decode(host_in_, batch, head ? host_out_ : nullptr);
+  const cudaError_t error = forward_->Step(host_in_, shape, key.head ? host_out_ : nullptr);
   // Ended even after a failure, which would leave the stream capturing.
   cudaGraph_t captured = nullptr;
   const cudaError_t end = cudaStreamEndCapture(stream_.get(), &captured);
@@ -278,13 +311,21 @@ absl::StatusOr<GraphExec> CudaBackend::Capture(int32_t batch, bool head) const {
   return GraphExec(exec);
 }
 
+bool CudaBackend::WantsGraph() const {
+  const bool speculative = planner_.kept_states() > 0 &&
+                           planner_.short_rows() == host_in_.counts->rows &&
+                           planner_.tokens() <= kMaxSpeculativeGraphTokens;
+  return options_.use_graphs && (planner_.decode() || speculative) &&
+         planner_.heads() <= workspace_.head_rows;
+}
+
 absl::Status CudaBackend::RunGraph() {
-  const int32_t batch = std::min(BatchBucket(planner_.tokens()), options_.max_step_tokens);
-  const bool head = planner_.heads() > 0;
-  auto it = graphs_.find({batch, head});
+  const int32_t tokens = std::min(BatchBucket(planner_.tokens()), options_.max_step_tokens);
+  const GraphKey key = {tokens, planner_.heads() > 0, planner_.decode()};
+  auto it = graphs_.find(key);
   if (it == graphs_.end()) {
-    MMFREE_ASSIGN_OR_RETURN(GraphExec exec, Capture(batch, head));
-    it = graphs_.emplace(std::make_pair(batch, head), std::move(exec)).first;
+    MMFREE_ASSIGN_OR_RETURN(GraphExec exec, Capture(key));
+    it = graphs_.emplace(key, std::move(exec)).first;
   }
   MMFREE_CUDA_RETURN_IF_ERROR(cudaGraphLaunch(it->second.get(), stream_.get()));
   return absl::OkStatus();
@@ -315,13 +356,13 @@ absl::Status CudaBackend::CopyLogits(int32_t first, int32_t rows, StepOutput* ou
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::PlanDraws(absl::Span<const StepRow> rows) {
+absl::Status CudaBackend::PlanDraws() {
   draws_->Begin();
   host_draws_.clear();
   const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
   for (size_t i = 0; i < samplers.size(); ++i) {
-    const SamplingParams& params = *rows[samplers[i].row].sampling;
-    if (!draws_->Add(samplers[i].head, params, samplers[i].position)) host_draws_.push_back(i);
+    const StepPlanner::SamplerHead& place = samplers[i];
+    if (!draws_->Add(place.head, *place.params, place.position)) host_draws_.push_back(i);
   }
   sampler_logits_.resize(host_draws_.size() * config_.vocab_size);
   return draws_->Upload();
@@ -333,30 +374,31 @@ absl::Status CudaBackend::FinishHeads(int32_t first, int32_t rows, StepOutput* o
   return CopyLogits(first, rows, out);
 }
 
-void CudaBackend::CollectDraws(absl::Span<const StepRow> rows, StepOutput* out) const {
+void CudaBackend::CollectDraws(StepOutput* out) const {
   const size_t vocab = static_cast<size_t>(config_.vocab_size);
   const std::vector<StepPlanner::SamplerHead>& samplers = planner_.sampler_heads();
   size_t host = 0;
   int32_t device = 0;
   for (size_t i = 0; i < samplers.size(); ++i) {
-    SampledToken& sample = out->samples[samplers[i].row];
+    const StepPlanner::SamplerHead& place = samplers[i];
+    SampledToken& sample =
+        place.inner ? out->inner_samples[place.index] : out->samples[place.index];
     if (host == host_draws_.size() || host_draws_[host] != i) {
       sample = draws_->Result(device++);
       continue;
     }
-    const SamplingParams& params = *rows[samplers[i].row].sampling;
-    sample =
-        params.sampler->Sample(absl::MakeConstSpan(sampler_logits_).subspan(host++ * vocab, vocab),
-                               params, samplers[i].position);
+    sample = place.params->sampler->Sample(
+        absl::MakeConstSpan(sampler_logits_).subspan(host++ * vocab, vocab), *place.params,
+        place.position);
   }
 }
 
-absl::Status CudaBackend::RunEager(absl::Span<const StepRow> rows, StepOutput* out) {
+absl::Status CudaBackend::RunEager(StepOutput* out) {
   const int32_t short_rows = planner_.short_rows();
   const StepShape shape = {planner_.tokens(), short_rows, host_in_.counts->rows - short_rows,
                            planner_.decode()};
   MMFREE_CUDA_RETURN_IF_ERROR(forward_->Layers(host_in_, shape));
-  MMFREE_RETURN_IF_ERROR(PlanDraws(rows));
+  MMFREE_RETURN_IF_ERROR(PlanDraws());
   for (int32_t first = 0; first < planner_.heads(); first += workspace_.head_rows) {
     const int32_t heads = std::min(workspace_.head_rows, planner_.heads() - first);
     MMFREE_CUDA_RETURN_IF_ERROR(forward_->Head(first, heads, host_out_));
@@ -376,17 +418,17 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
                                                   planner_.banned() * sizeof(int32_t),
                                                   cudaMemcpyHostToDevice, stream_.get()));
     }
-    if (options_.use_graphs && planner_.decode() && planner_.heads() <= workspace_.head_rows) {
+    if (WantsGraph()) {
       MMFREE_RETURN_IF_ERROR(RunGraph());
-      MMFREE_RETURN_IF_ERROR(PlanDraws(rows));
+      MMFREE_RETURN_IF_ERROR(PlanDraws());
       MMFREE_RETURN_IF_ERROR(FinishHeads(0, planner_.heads(), out));
     } else {
-      MMFREE_RETURN_IF_ERROR(RunEager(rows, out));
+      MMFREE_RETURN_IF_ERROR(RunEager(out));
     }
     MMFREE_RETURN_IF_ERROR(Wait());
   }
   planner_.Collect(rows, host_out_, out);
-  CollectDraws(rows, out);
+  CollectDraws(out);
   return absl::OkStatus();
 }
 

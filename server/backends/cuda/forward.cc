@@ -37,7 +37,7 @@ cudaError_t Forward::Product(const GemmArgs& args) const {
   return generic ? LaunchGemmMma(args, context_) : LaunchGemmWgmma(args, context_);
 }
 
-cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states,
+cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states, float* kept,
                                     const StepShape& shape) const {
   const int32_t stride = StrideOf(shape.tokens);
   const int64_t matrix = shape.tokens * workspace_.ld_dim;
@@ -87,6 +87,7 @@ cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states,
     scan.states = states;
     scan.state_stride = workspace_.state_stride;
     scan.dim = static_cast<int32_t>(config_.hidden_size);
+    scan.kept = kept;
     scan.rows = workspace_.in.rows;
     scan.counts = workspace_.in.counts;
     scan.y = forget;
@@ -153,17 +154,20 @@ cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) cons
   RETURN_IF_FAILED(Begin(host, shape.tokens));
   if (shape.decode && shape.tokens <= plan_.max_rows()) return FewRows(shape.tokens, false);
   float* states = workspace_.states;
+  float* kept = workspace_.kept;
   for (const DeviceLayer& layer : model_.layers()) {
-    RETURN_IF_FAILED(AttentionBlock(layer, states, shape));
+    RETURN_IF_FAILED(AttentionBlock(layer, states, kept, shape));
     RETURN_IF_FAILED(MlpBlock(layer, shape));
     states += config_.hidden_size;
+    kept += config_.hidden_size;
   }
   return cudaSuccess;
 }
 
-cudaError_t Forward::Decode(const StepInputs& host, int32_t rows, HeadOutput* out) const {
-  if (rows > plan_.max_rows()) {
-    RETURN_IF_FAILED(Layers(host, {rows, rows, 0, true}));
+cudaError_t Forward::Step(const StepInputs& host, const StepShape& shape, HeadOutput* out) const {
+  const int32_t rows = shape.tokens;
+  if (!shape.decode || rows > plan_.max_rows()) {
+    RETURN_IF_FAILED(Layers(host, shape));
     return out == nullptr ? cudaSuccess : Head(0, rows, out);
   }
   RETURN_IF_FAILED(Begin(host, rows));

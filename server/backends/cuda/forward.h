@@ -40,15 +40,17 @@ class Forward {
   // stream in the workspace and advances the states.
   cudaError_t Layers(const StepInputs& host, const StepShape& shape) const;
 
-  // A whole step of `rows` rows of one token each; `out` as in Head, or null for no heads.
-  cudaError_t Decode(const StepInputs& host, int32_t rows, HeadOutput* out) const;
+  // A whole step with heads after at most all of its tokens; `out` as in Head, or null for no
+  // heads.
+  cudaError_t Step(const StepInputs& host, const StepShape& shape, HeadOutput* out) const;
 
   // Logits of heads [first, first + rows) and their samples and scores, into `out` (pinned, indexed
   // by head). rows is at most Workspace::head_rows.
   cudaError_t Head(int32_t first, int32_t rows, HeadOutput* out) const;
 
  private:
-  cudaError_t AttentionBlock(const DeviceLayer& layer, float* states, const StepShape& shape) const;
+  cudaError_t AttentionBlock(const DeviceLayer& layer, float* states, float* kept,
+                             const StepShape& shape) const;
   cudaError_t MlpBlock(const DeviceLayer& layer, const StepShape& shape) const;
   cudaError_t Begin(const StepInputs& host, int32_t tokens) const;
   // All layers of a step of few rows, by the plan, and the logits with `head`.

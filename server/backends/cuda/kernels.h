@@ -104,6 +104,7 @@ struct ScanArgs {
   float* states = nullptr;             // layer's part, [slots][state_stride]
   int64_t state_stride = 0;
   int32_t dim = 0;
+  float* kept = nullptr;           // likewise, [kept states][state_stride]: see RowInput::kept
   const RowInput* rows = nullptr;  // [rows], the short ones first
   const StepCounts* counts = nullptr;
   float* y = nullptr;  // [tokens][ld]: GateOutput at each token

@@ -55,14 +55,16 @@ struct StepCounts {
   int32_t short_rows = 0;
 };
 
-// Rows of at most this many tokens are short: the recurrence has a kernel of its own for them.
+// Rows of at most this many tokens are short, and so are rewindable ones of any length: the
+// recurrence has a kernel of its own for them.
 inline constexpr int32_t kShortRowTokens = 64;
 
 struct alignas(16) RowInput {
   int32_t slot;
   int32_t first_token;  // index in the step
   int32_t num_tokens;
-  int32_t unused;
+  // Where the states after its tokens but the last are kept; -1: they are not.
+  int32_t kept;
 };
 
 // One row of logits and what is wanted of it.
@@ -91,7 +93,7 @@ struct StepInputs {
   int32_t* tokens;     // [max_step_tokens]
   RowInput* rows;      // [max_rows], the short ones first
   HeadInput* heads;    // [max_step_tokens]
-  int32_t* banned;     // [max_rows * kMaxBannedTokens]
+  int32_t* banned;     // [max_step_tokens * kMaxBannedTokens]
 };
 
 }  // namespace mmfree::cuda

@@ -7,7 +7,8 @@
 // share a multiprocessor, so that one computes while another chains.
 //
 // Short rows (at most kShortRowTokens, decoding rows beside prompts above all) would leave most of
-// such a tile empty: there a thread takes one channel of one row through all its tokens.
+// such a tile empty: there a thread takes one channel of one row through all its tokens, and leaves
+// the states between them where a rewindable row keeps them.
 #include <cuda_runtime.h>
 
 #include "server/backends/cuda/batch_math.cuh"
@@ -73,10 +74,12 @@ __device__ __forceinline__ float Chain(float (&keep)[kTileTokens][kChannels],
 }
 
 // Advances `state` through kCount tokens from `at` on, of which `num_tokens` exist; the values are
-// read before anything is written.
+// read before anything is written. kept: where the state after the first one goes and, a stride
+// apart, those after the others but the last that exists; null: nowhere.
 template <int kCount>
 __device__ __forceinline__ float ShortTokens(const ScanArgs& args, int64_t at, int32_t num_tokens,
-                                             float lower_bound, float g_norm, float state) {
+                                             float lower_bound, float g_norm, float state,
+                                             float* kept) {
   float forget[kCount];
   float input[kCount];
   float g[kCount];
@@ -98,6 +101,7 @@ __device__ __forceinline__ float ShortTokens(const ScanArgs& args, int64_t at, i
     const float f = fmaf(1.0f - lower_bound, forget[i], lower_bound);
     if (i < num_tokens) state = fmaf(f, state, input[i] * (1.0f - f));
     states[i] = state;
+    if (kept != nullptr && i + 1 < num_tokens) kept[i * args.state_stride] = state;
   }
   SiluBatch(states, states);
 #pragma unroll
@@ -120,12 +124,14 @@ __global__ void __launch_bounds__(kThreads) ShortScanKernel(const ScanArgs args)
   const float g_norm = args.g_norm[channel];
   float* const state_at = args.states + row.slot * args.state_stride + channel;
   float state = *state_at;
+  float* kept = row.kept < 0 ? nullptr : args.kept + row.kept * args.state_stride + channel;
   int64_t at = int64_t{row.first_token} * args.ld + channel;
   int32_t left = row.num_tokens;
   for (; left > 1; left -= kBatch, at += kBatch * args.ld) {
-    state = ShortTokens<kBatch>(args, at, left, lower_bound, g_norm, state);
+    state = ShortTokens<kBatch>(args, at, left, lower_bound, g_norm, state, kept);
+    if (kept != nullptr) kept += kBatch * args.state_stride;
   }
-  if (left == 1) state = ShortTokens<1>(args, at, left, lower_bound, g_norm, state);
+  if (left == 1) state = ShortTokens<1>(args, at, left, lower_bound, g_norm, state, nullptr);
   *state_at = state;
 }
 

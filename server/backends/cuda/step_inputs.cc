@@ -13,13 +13,21 @@ namespace {
 
 // A head after every token, or only after the last.
 bool HeadsForAll(const StepRow& row) {
-  return !row.targets.empty() || row.logits == LogitsMode::kAll;
+  return !row.targets.empty() || !row.inner.empty() || row.logits == LogitsMode::kAll;
 }
 bool HasHead(const StepRow& row) {
   return HeadsForAll(row) || row.sampling != nullptr || row.logits == LogitsMode::kLast;
 }
 
-bool IsShort(const StepRow& row) { return row.tokens.size() <= size_t{kShortRowTokens}; }
+bool IsShort(const StepRow& row) {
+  return row.rewindable || row.tokens.size() <= size_t{kShortRowTokens};
+}
+
+// How the token after the row's token `i` is drawn; null: it is not.
+const SamplingParams* SamplingAfter(const StepRow& row, size_t i) {
+  if (i + 1 == row.tokens.size()) return row.sampling;
+  return row.inner.empty() ? nullptr : &row.inner[i];
+}
 
 absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.temperature >= 0.0f) || std::isinf(params.temperature)) {
@@ -66,8 +74,12 @@ absl::Status StepPlanner::CheckRow(const StepRow& row) {
           absl::StrCat("token id ", token, " is outside [0, ", vocab_size_, ")"));
     }
   }
-  if (!row.inner.empty() || row.rewindable) {
-    return absl::InvalidArgumentError("inner samples are not supported by this backend");
+  if (!row.inner.empty() && row.inner.size() + 1 != row.tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(row.inner.size(), " inner samples for ", row.tokens.size(), " tokens"));
+  }
+  for (const SamplingParams& params : row.inner) {
+    MMFREE_RETURN_IF_ERROR(CheckSampling(params, vocab_size_));
   }
   if (!row.targets.empty() && row.targets.size() != row.tokens.size()) {
     return absl::InvalidArgumentError(
@@ -86,17 +98,45 @@ absl::Status StepPlanner::CheckRow(const StepRow& row) {
 absl::Status StepPlanner::Check(absl::Span<const StepRow> rows) {
   ++step_;
   size_t tokens = 0;
+  size_t kept = 0;
   for (size_t n = 0; n < rows.size(); ++n) {
     if (absl::Status status = CheckRow(rows[n]); !status.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("row ", n, ": ", status.message()));
     }
     tokens += rows[n].tokens.size();
+    if (rows[n].rewindable) kept += rows[n].tokens.size() - 1;
   }
   if (tokens > static_cast<size_t>(max_step_tokens_)) {
     return absl::InvalidArgumentError(absl::StrCat("the step has ", tokens, " tokens, at most ",
                                                    max_step_tokens_, " are allowed"));
   }
+  if (kept > size_t{kMaxKeptStates}) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "rewindable rows would keep ", kept, " states, at most ", kMaxKeptStates, " are allowed"));
+  }
   return absl::OkStatus();
+}
+
+// Gives a row places for its states; returns the first one, -1 when it needs none.
+int32_t StepPlanner::KeepStates(const StepRow& row) {
+  if (!row.rewindable) return -1;
+  const auto count = static_cast<int32_t>(row.tokens.size());
+  kept_rows_.push_back({row.slot, count, kept_states_});
+  kept_states_ += count - 1;
+  return count == 1 ? -1 : kept_rows_.back().first;
+}
+
+absl::StatusOr<int32_t> StepPlanner::KeptState(int32_t slot, int32_t tokens) const {
+  for (const KeptRow& row : kept_rows_) {
+    if (row.slot != slot) continue;
+    if (tokens < 1 || tokens > row.tokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("rewind to ", tokens, " of a row's ", row.tokens, " tokens"));
+    }
+    return tokens == row.tokens ? -1 : row.first + tokens - 1;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("slot ", slot, " had no rewindable row in the last step"));
 }
 
 void StepPlanner::FillSampling(const SamplingParams& params, const StepInputs& in,
@@ -119,42 +159,54 @@ void StepPlanner::Fill(absl::Span<const StepRow> rows, const StepInputs& in) {
       std::count_if(rows.begin(), rows.end(), [](const StepRow& row) { return IsShort(row); }));
   int32_t next_short = 0;
   int32_t next_long = short_rows_;
+  kept_states_ = 0;
+  kept_rows_.clear();
   logit_heads_.clear();
   sampler_heads_.clear();
+  size_t inner = 0;
   for (size_t n = 0; n < rows.size(); ++n) {
     const StepRow& row = rows[n];
     const int32_t count = static_cast<int32_t>(row.tokens.size());
     decode_ = decode_ && count == 1;
     std::copy(row.tokens.begin(), row.tokens.end(), in.tokens + tokens_);
-    in.rows[IsShort(row) ? next_short++ : next_long++] = {row.slot, tokens_, count, 0};
+    in.rows[IsShort(row) ? next_short++ : next_long++] = {row.slot, tokens_, count,
+                                                          KeepStates(row)};
     const int32_t first_head = HeadsForAll(row) ? 0 : HasHead(row) ? count - 1 : count;
     for (int32_t i = first_head; i < count; ++i) {
       HeadInput head = {};
       head.token = tokens_ + i;
       head.target = row.targets.empty() ? -1 : row.targets[i];
       head.temperature = -1.0f;
-      if (i == count - 1 && row.sampling != nullptr) {
-        const SamplingParams& params = *row.sampling;
-        head.position = row.position + static_cast<uint64_t>(count);
-        if (params.sampler != nullptr) {
-          sampler_heads_.push_back({heads_, n, head.position});
+      const bool last = i == count - 1;
+      if (const SamplingParams* const params = SamplingAfter(row, i); params != nullptr) {
+        head.position = row.position + static_cast<uint64_t>(i) + 1;
+        if (params->sampler != nullptr) {
+          sampler_heads_.push_back({heads_, params, head.position, !last, last ? n : inner + i});
         } else {
-          FillSampling(params, in, &head);
+          FillSampling(*params, in, &head);
         }
       }
-      if (row.logits == LogitsMode::kAll || (row.logits == LogitsMode::kLast && i == count - 1)) {
+      if (row.logits == LogitsMode::kAll || (row.logits == LogitsMode::kLast && last)) {
         logit_heads_.push_back(heads_);
       }
       in.heads[heads_++] = head;
     }
     tokens_ += count;
+    inner += row.inner.size();
   }
   *in.counts = {tokens_, static_cast<int32_t>(rows.size()), heads_, short_rows_};
 }
 
 void StepPlanner::Collect(absl::Span<const StepRow> rows, const HeadOutput* heads,
                           StepOutput* out) const {
+  const auto sample_of = [](const HeadOutput& head) {
+    SampledToken sample;
+    sample.token = head.sampled;
+    sample.logprob = head.sampled_logprob;
+    return sample;
+  };
   out->samples.clear();
+  out->inner_samples.clear();
   out->scores.clear();
   int32_t head = 0;
   for (const StepRow& row : rows) {
@@ -166,13 +218,11 @@ void StepPlanner::Collect(absl::Span<const StepRow> rows, const HeadOutput* head
         out->scores.push_back({heads[head + i].target_logprob, heads[head + i].argmax});
       }
     }
-    head += count;
-    SampledToken sample;
-    if (row.sampling != nullptr) {
-      sample.token = heads[head - 1].sampled;
-      sample.logprob = heads[head - 1].sampled_logprob;
+    for (size_t i = 0; i < row.inner.size(); ++i) {
+      out->inner_samples.push_back(sample_of(heads[head + static_cast<int32_t>(i)]));
     }
-    out->samples.push_back(std::move(sample));
+    head += count;
+    out->samples.push_back(row.sampling != nullptr ? sample_of(heads[head - 1]) : SampledToken());
   }
 }
 

@@ -11,6 +11,10 @@ namespace {
 // Logits of this many rows exist at a time; steps with more heads take turns.
 constexpr int32_t kMaxHeadRows = 1024;
 
+int64_t KeptStates(const Workspace::Sizes& sizes) {
+  return std::min(kMaxKeptStates, sizes.max_step_tokens - 1);
+}
+
 }  // namespace
 
 StepInputs Workspace::TakeInputs(const Sizes& sizes, Carver& carver) {
@@ -19,7 +23,7 @@ StepInputs Workspace::TakeInputs(const Sizes& sizes, Carver& carver) {
   in.tokens = carver.Take<int32_t>(sizes.max_step_tokens);
   in.rows = carver.Take<RowInput>(sizes.max_step_tokens);
   in.heads = carver.Take<HeadInput>(sizes.max_step_tokens);
-  in.banned = carver.Take<int32_t>(int64_t{sizes.num_slots} * kMaxBannedTokens);
+  in.banned = carver.Take<int32_t>(int64_t{sizes.max_step_tokens} * kMaxBannedTokens);
   return in;
 }
 
@@ -35,6 +39,7 @@ int64_t Workspace::Bind(const ModelConfig& config, const Sizes& sizes, std::byte
 
   Carver carver(base);
   states = carver.Take<float>(sizes.num_slots * state_stride);
+  kept = carver.Take<float>(KeptStates(sizes) * state_stride);
   h = carver.Take<float>(tokens * ld_dim);
   values = carver.Take<float>(tokens * std::max(3 * ld_dim, ld_channels));
   z = values;
@@ -52,6 +57,10 @@ int64_t Workspace::Bytes(const ModelConfig& config, const Sizes& sizes) {
 
 int64_t Workspace::StateBytes(const ModelConfig& config, const Sizes& sizes) {
   return sizes.num_slots * config.state_floats() * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t Workspace::KeptBytes(const ModelConfig& config, const Sizes& sizes) {
+  return KeptStates(sizes) * config.state_floats() * static_cast<int64_t>(sizeof(float));
 }
 
 absl::StatusOr<Workspace> Workspace::Create(const ModelConfig& config, const Sizes& sizes) {

@@ -25,6 +25,8 @@ class Workspace {
   // Device memory that Create takes: all of it, and the part that is states.
   static int64_t Bytes(const ModelConfig& config, const Sizes& sizes);
   static int64_t StateBytes(const ModelConfig& config, const Sizes& sizes);
+  // The part that is states within rewindable rows.
+  static int64_t KeptBytes(const ModelConfig& config, const Sizes& sizes);
 
   // Allocates on the current device and zeroes it all.
   static absl::StatusOr<Workspace> Create(const ModelConfig& config, const Sizes& sizes);
@@ -38,13 +40,14 @@ class Workspace {
   int64_t state_stride = 0;  // L * D
   int32_t head_rows = 0;     // rows of logits at a time
 
-  float* states = nullptr;     // [num_slots][L][D]
-  float* h = nullptr;          // [max_step_tokens][ld_dim] residual stream
-  float* values = nullptr;     // [3][max_step_tokens][ld_dim] outputs of i, f, g; y replaces f
-  float* z = nullptr;          // [max_step_tokens][ld_channels]; shares memory with `values`
-  int8_t* q = nullptr;         // up to 3 matrices' codes of max_step_tokens rows, see layout.h
-  RowMeta* meta = nullptr;     // [3][max_step_tokens + kRowSlack]
-  float* logits = nullptr;     // [head_rows][ld_vocab]
+  float* states = nullptr;  // [num_slots][L][D]
+  float* kept = nullptr;    // [kMaxKeptStates][L][D] within rewindable rows; fewer for short steps
+  float* h = nullptr;       // [max_step_tokens][ld_dim] residual stream
+  float* values = nullptr;  // [3][max_step_tokens][ld_dim] outputs of i, f, g; y replaces f
+  float* z = nullptr;       // [max_step_tokens][ld_channels]; shares memory with `values`
+  int8_t* q = nullptr;      // up to 3 matrices' codes of max_step_tokens rows, see layout.h
+  RowMeta* meta = nullptr;  // [3][max_step_tokens + kRowSlack]
+  float* logits = nullptr;  // [head_rows][ld_vocab]
   HeadStats* stats = nullptr;  // [head_rows]
   StepInputs in;
 

@@ -296,6 +296,23 @@ TEST_F(CpuBackendTest, OnlyARewindableRowOfTheLastStepIsTakenBack) {
   refused(0, 1, "slot 0 had no rewindable row");
 }
 
+TEST_F(CpuBackendTest, RefusesRowsThatWouldKeepTooManyStates) {
+  const std::vector<int32_t> tokens(kMaxKeptStates + 2, 1);
+  CpuBackendOptions options;
+  options.threads = 2;
+  options.num_slots = kSlots;
+  options.max_step_tokens = static_cast<int32_t>(tokens.size());
+  backend_ = std::move(CreateCpuBackend(model_, options).value());
+  StepRow row;
+  row.tokens = tokens;
+  StepOutput out;
+  EXPECT_THAT(backend_->Step({&row, 1}, &out), IsOk());
+  row.rewindable = true;
+  ExpectRefused(row, "129 states, at most 128");
+  row.tokens = absl::MakeConstSpan(tokens).first(kMaxKeptStates + 1);
+  EXPECT_THAT(backend_->Step({&row, 1}, &out), IsOk());
+}
+
 TEST_F(CpuBackendTest, RefusesInnerSamplesThatDoNotFitTheTokens) {
   StepRow row;
   row.tokens = tokens_;

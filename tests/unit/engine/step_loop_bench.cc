@@ -56,6 +56,7 @@ class TimingBackend final : public Backend {
     last_wall_ = Nanos(CLOCK_MONOTONIC);
     return absl::OkStatus();
   }
+  absl::Status Rewind(int32_t, int32_t) override { return absl::OkStatus(); }
   absl::Status ZeroSlot(int32_t) override { return absl::OkStatus(); }
   absl::Status CopySlot(int32_t, int32_t) override { return absl::OkStatus(); }
   absl::Status ReadSlot(int32_t, absl::Span<float>) override { return absl::OkStatus(); }

@@ -163,15 +163,5 @@ TEST_F(StepLoopSamplingTest, AlternativesInThePromptAreThoseOfEachPlaceWhateverT
   }
 }
 
-TEST_F(StepLoopSamplingTest, AlternativesInThePromptAreRefusedWhereTheBackendHasNone) {
-  device_options_.inner_samples = false;
-  Start();
-  GenerationRequest request = Generation(Prompt(5), 1);
-  request.prompt_logprobs = true;
-  request.prompt_top_logprobs = 1;
-  EXPECT_THAT(loop_->Submit(std::move(request), std::make_shared<CollectingSink>()),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("prompt_top_logprobs")));
-}
-
 }  // namespace
 }  // namespace mmfree
