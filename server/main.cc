@@ -119,6 +119,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const std::shared_ptr<co
   options.isa = flags.cpu_isa;
   options.threads = flags.threads;
   options.pin_threads = flags.pin_threads;
+  options.numa = flags.numa;
   options.num_slots = flags.max_sessions;
   options.max_step_tokens = flags.step_token_budget;
   return CreateCpuBackend(model, options);

@@ -76,6 +76,9 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->AddInteger("threads", &flags->threads, 0, 4096, "N",
                   "CPU threads of a step (default 0: one a physical core)");
   set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
+  set->Add("numa", &flags->numa, "",
+           "on several NUMA nodes, keep each CPU thread to one of them and\ncopy its weights there "
+           "(default true)");
   set->Add("devices", devices, "N,N,...",
            "GPUs to use (default 0); each holds the model and its own\n--max_sessions states");
 

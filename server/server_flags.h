@@ -32,6 +32,7 @@ struct ServerFlags {
   std::string cpu_isa = "auto";
   int32_t threads = 0;
   bool pin_threads = false;
+  bool numa = true;
   std::vector<int32_t> devices = {0};
 
   int32_t max_sessions = 256;

@@ -19,7 +19,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
-absl::StatusOr<Region> Region::Allocate(int64_t bytes) {
+absl::StatusOr<Region> Region::Allocate(int64_t bytes, Pages pages) {
   Region region;
   region.writable_ = true;
   if (bytes <= 0) return region;
@@ -35,8 +35,9 @@ absl::StatusOr<Region> Region::Allocate(int64_t bytes) {
   const uintptr_t start = reinterpret_cast<uintptr_t>(mapping);
   region.data_ = static_cast<uint8_t*>(mapping) + (-start & (kHugePage - 1));
   region.size_ = bytes;
-  // A hint: without huge pages the memory works the same, only slower.
-  (void)madvise(region.data_, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  // A hint: with other pages the memory works the same, only slower.
+  (void)madvise(region.data_, static_cast<size_t>(bytes),
+                pages == Pages::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   return region;
 }
 

@@ -14,8 +14,11 @@ namespace mmfree {
 // Owns the mapping; movable. Page-aligned.
 class Region {
  public:
-  // Zeroed private memory, on huge pages where the system grants them. RESOURCE_EXHAUSTED.
-  static absl::StatusOr<Region> Allocate(int64_t bytes);
+  enum class Pages : uint8_t { kHuge, kSmall };
+
+  // Zeroed private memory, on huge pages where the system grants them, or on small ones.
+  // RESOURCE_EXHAUSTED.
+  static absl::StatusOr<Region> Allocate(int64_t bytes, Pages pages = Pages::kHuge);
 
   // Maps a regular file read-only. The file must not be truncated or rewritten in place while
   // mapped (replace it by rename). NOT_FOUND when it does not exist, INVALID_ARGUMENT when it is

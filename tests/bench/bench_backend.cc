@@ -70,7 +70,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBenchBackend(const BenchOptions& op
 absl::StatusOr<BenchProbes> MakeBenchProbes(const BenchOptions& options, int64_t weight_bytes) {
   BenchProbes probes;
   if (options.backend == "cpu") {
-    const auto pool = std::make_shared<cpu::ThreadPool>(BenchThreads(options), options.pin_threads);
+    const auto pool = std::make_shared<cpu::ThreadPool>(BenchThreadHomes(options));
     const auto reads = std::make_shared<ReadBandwidth>(weight_bytes, pool.get());
     probes.read_bandwidth = [pool, reads] { return reads->Measure(); };
     probes.energy_joules = [] { return std::nullopt; };
@@ -98,6 +98,11 @@ absl::StatusOr<BenchProbes> MakeBenchProbes(const BenchOptions& options, int64_t
 
 int32_t BenchThreads(const BenchOptions& options) {
   return options.threads > 0 ? options.threads : cpu::AvailablePhysicalCores();
+}
+
+std::vector<cpu::Processors> BenchThreadHomes(const BenchOptions& options) {
+  return cpu::ThreadHomes(cpu::NumaNodes(cpu::AllowedProcessors()), BenchThreads(options),
+                          options.pin_threads);
 }
 
 int64_t WeightBytesPerStep(const Model& model) {

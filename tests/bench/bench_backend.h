@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/backends/backend.h"
+#include "server/backends/cpu/topology.h"
 #include "server/model/model.h"
 #include "tests/bench/bench_options.h"
 
@@ -33,6 +35,8 @@ absl::StatusOr<BenchProbes> MakeBenchProbes(const BenchOptions& options, int64_t
 
 // options.threads, or what 0 stands for.
 int32_t BenchThreads(const BenchOptions& options);
+// Where these threads may run (server/backends/cpu/topology.h).
+std::vector<cpu::Processors> BenchThreadHomes(const BenchOptions& options);
 
 // Bytes of weights that one step reads at least: every ternary matrix and norm once.
 int64_t WeightBytesPerStep(const Model& model);

@@ -265,7 +265,7 @@ absl::Status BenchKernels(const BenchOptions& options) {
   MMFREE_ASSIGN_OR_RETURN(const CpuIsa isa, SelectCpuIsa(options.cpu_isa));
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, MakeBenchModel(options));
   const int32_t threads = BenchThreads(options);
-  cpu::ThreadPool pool(threads, options.pin_threads);
+  cpu::ThreadPool pool(BenchThreadHomes(options));
   ReadBandwidth reads(model->ternary_bytes(), &pool);
   double bandwidth = 0;
   for (int i = 0; i < 10; ++i) bandwidth = std::max(bandwidth, reads.Measure());

@@ -22,7 +22,7 @@ ABSL_FLAG(int32_t, threads, 0, "threads; 0: one for each physical core");
 ABSL_FLAG(int32_t, batch, 1, "sequences in a step");
 ABSL_FLAG(int32_t, tokens, 0, "prefill: tokens of each sequence; 0: 128");
 ABSL_FLAG(double, seconds, 5, "how long to measure");
-ABSL_FLAG(bool, pin_threads, false, "bind each thread but the first to a core");
+ABSL_FLAG(bool, pin_threads, false, "bind each thread to a core");
 ABSL_FLAG(bool, json, false, "print one JSON object");
 
 namespace {
@@ -38,7 +38,7 @@ constexpr char kHelp[] = R"(mmfree-bench: measures a backend on seeded random te
   --shape=NAME            tales, 370m, 1.3b, 2.7b or 13b
   --cpu_isa=auto          auto, scalar, avx2, avx512, avx512_gfni or amx
   --threads=0             0: one for each physical core
-  --pin_threads           bind each thread but the first to a core
+  --pin_threads           bind each thread to a core
   --batch=1               sequences in a step
   --tokens=128            prefill: tokens of each sequence
   --seconds=5             how long to measure

@@ -13,6 +13,7 @@
 #include "server/backends/cpu/kernels.h"
 #include "server/backends/cpu/thread_pool.h"
 #include "server/backends/cpu/topology.h"
+#include "server/backends/cpu/weights.h"
 #include "server/base/cpu_features.h"
 #include "server/base/status_macros.h"
 #include "server/model/region.h"
@@ -34,6 +35,13 @@ absl::Status CheckRange(absl::string_view name, int64_t value, int64_t low, int6
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("cpu backend: ", name, "=", value, ": expected ", low, " to ", high));
+}
+
+// The nodes that threads and weights are kept to.
+std::vector<cpu::Processors> Nodes(const CpuBackendOptions& options) {
+  if (!options.numa) return {cpu::AllowedProcessors()};
+  if (!options.numa_nodes.empty()) return options.numa_nodes;
+  return cpu::NumaNodes(cpu::AllowedProcessors());
 }
 
 int64_t WeightBytes(const Model& model) {
@@ -68,8 +76,8 @@ class CpuBackend final : public Backend {
     float* first;
   };
 
-  CpuBackend(std::shared_ptr<const Model> model, int threads, bool pin)
-      : model_(std::move(model)), pool_(threads, pin) {}
+  CpuBackend(std::shared_ptr<const Model> model, std::vector<cpu::Processors> homes)
+      : model_(std::move(model)), pool_(std::move(homes)) {}
 
   absl::Status CheckSlot(int32_t slot) const;
   absl::Status CheckStateSize(size_t floats) const;
@@ -121,12 +129,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<cons
   MMFREE_ASSIGN_OR_RETURN(const CpuIsa isa, SelectCpuIsa(options.isa));
   const int threads = options.threads > 0 ? options.threads : cpu::AvailablePhysicalCores();
 
+  const std::vector<cpu::Processors> nodes = Nodes(options);
   std::unique_ptr<CpuBackend> backend(
-      new CpuBackend(std::move(model), threads, options.pin_threads));
+      new CpuBackend(std::move(model), cpu::ThreadHomes(nodes, threads, options.pin_threads)));
   BackendInfo& info = backend->info_;
   info.name = "cpu";
   info.description =
       absl::StrCat(CpuIsaName(isa), ", ", threads, threads == 1 ? " thread" : " threads");
+  if (nodes.size() > 1) absl::StrAppend(&info.description, " on ", nodes.size(), " NUMA nodes");
   info.num_slots = options.num_slots;
   info.state_floats = config.state_floats();
   info.max_step_tokens = options.max_step_tokens;
@@ -135,10 +145,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<cons
   MMFREE_ASSIGN_OR_RETURN(backend->states_, Region::Allocate(info.state_bytes));
   backend->states_data_ = reinterpret_cast<float*>(backend->states_.mutable_data());
   backend->last_step_.resize(options.num_slots);
+  cpu::Weights weights = cpu::ViewWeights(*backend->model_);
+  if (nodes.size() > 1) {
+    MMFREE_ASSIGN_OR_RETURN(weights, cpu::PlaceWeights(*backend->model_, &backend->pool_));
+  }
   MMFREE_ASSIGN_OR_RETURN(
       backend->forward_,
-      cpu::Forward::Create(backend->model_.get(), &cpu::KernelsFor(isa), &backend->pool_,
-                           std::min(kChunkTokens, options.max_step_tokens)));
+      cpu::Forward::Create(backend->model_.get(), std::move(weights), &cpu::KernelsFor(isa),
+                           &backend->pool_, std::min(kChunkTokens, options.max_step_tokens)));
   return backend;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/backends/backend.h"
@@ -22,15 +23,22 @@ struct CpuBackendOptions {
   // Threads that compute a step, the caller of Step among them. 0: one for each physical core that
   // the process may run on (affinity mask and cgroup quota).
   int32_t threads = 0;
-  // Binds each thread but the caller's to a core of its own.
+  // Binds each thread to a core of its own, the caller of Step for as long as it takes.
   bool pin_threads = false;
+  // Where the processors belong to several memory (NUMA) nodes: keep each thread to one of them,
+  // and a copy of the weights that it multiplies there. The copy takes as much memory as the
+  // weights.
+  bool numa = true;
+  // The processors of each node; empty: as the system says.
+  std::vector<std::vector<int>> numa_nodes;
   // State slots; each takes num_layers * hidden_size floats once it is used.
   int32_t num_slots = 64;
   // Tokens summed over the rows of one step. Scratch memory does not grow with it.
   int32_t max_step_tokens = 1024;
 };
 
-// Reads the weights in place from `model`, which lives as long as the backend. INVALID_ARGUMENT for
+// Reads the weights in place from `model`, which lives as long as the backend, or copies them
+// (`numa`). INVALID_ARGUMENT for
 // an option out of range or a model too wide for the kernels' 32-bit sums; FAILED_PRECONDITION when
 // the processor lacks the instruction set asked for.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(std::shared_ptr<const Model> model,

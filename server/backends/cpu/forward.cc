@@ -32,10 +32,12 @@ FloatType ToFloatType(DType dtype) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const Model* model, const Kernels* kernels,
-                                                         ThreadPool* pool, int32_t max_tokens) {
+absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const Model* model, Weights weights,
+                                                         const Kernels* kernels, ThreadPool* pool,
+                                                         int32_t max_tokens) {
   std::unique_ptr<Forward> forward(new Forward);
   forward->model_ = model;
+  forward->weights_ = std::move(weights);
   forward->kernels_ = kernels;
   forward->pool_ = pool;
   forward->max_tokens_ = max_tokens;
@@ -115,7 +117,7 @@ void Forward::Embed(int thread, const Chunk& chunk) {
 
 // h += o_proj(rms(g_proj(u), g_norm) * silu(state)), u = rms(h, attn_norm).
 void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
-  const LayerWeights& weights = model_->layers()[layer];
+  const LayerWeights& weights = weights_.layers[layer];
   const int32_t tokens = static_cast<int32_t>(chunk.tokens.size());
   const Range slice = Slice(hidden_, thread);
 
@@ -180,7 +182,7 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
 
 // h += down_proj(silu(p) * r), (p, r) = gate_proj(rms(h, mlp_norm)).
 void Forward::Mlp(int thread, const Chunk& chunk, int64_t layer) {
-  const LayerWeights& weights = model_->layers()[layer];
+  const LayerWeights& weights = weights_.layers[layer];
   const int32_t tokens = static_cast<int32_t>(chunk.tokens.size());
 
   NormRows input = {};
@@ -231,7 +233,7 @@ void Forward::Head(int thread, const Chunk& chunk) {
   input.ld = ld_hidden_;
   input.w1 = model_->final_norm().data();
   input.w2[0] = model_->lm_head_norm().data();
-  input.matrices[0] = &model_->lm_head();
+  input.matrices[0] = &weights_.lm_head;
   input.count = 1;
   input.n = hidden_;
   const Range slice = Slice(vocab_, thread);
@@ -240,7 +242,7 @@ void Forward::Head(int thread, const Chunk& chunk) {
     const int32_t count = std::min(kHeadRows, outputs - first);
     input.positions = chunk.outputs.data() + first;
     input.layout = count == kHeadRows ? &head_layout_ : &last_head_layout_;
-    Product(model_->lm_head(), slice, Quantize(thread, count, input), 0, logits_ + slice.begin,
+    Product(weights_.lm_head, slice, Quantize(thread, count, input), 0, logits_ + slice.begin,
             ld_vocab_, false);
     pool_->Barrier();
     for (int32_t i = thread; i < count; i += pool_->size()) {
@@ -337,13 +339,6 @@ void Forward::Product(const TernaryMatrix& matrix, Range rows, const Codes& code
   args.ld = ld;
   args.accumulate = accumulate;
   kernels_->product(args);
-}
-
-Forward::Range Forward::Slice(int64_t n, int thread) const {
-  const int64_t groups = (n + kFloatsPerLine - 1) / kFloatsPerLine;
-  const int64_t threads = pool_->size();
-  return {std::min(n, groups * thread / threads * kFloatsPerLine),
-          std::min(n, groups * (thread + 1) / threads * kFloatsPerLine)};
 }
 
 int64_t Forward::BlockWidth(int32_t tokens) const {

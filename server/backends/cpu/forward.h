@@ -11,7 +11,9 @@
 #include "server/backends/backend.h"
 #include "server/backends/cpu/kernels.h"
 #include "server/backends/cpu/panel.h"
+#include "server/backends/cpu/slices.h"
 #include "server/backends/cpu/thread_pool.h"
+#include "server/backends/cpu/weights.h"
 #include "server/model/model.h"
 #include "server/model/region.h"
 
@@ -51,18 +53,15 @@ struct Chunk {
 class Forward {
  public:
   // RESOURCE_EXHAUSTED when the scratch memory for chunks of up to `max_tokens` cannot be had.
-  static absl::StatusOr<std::unique_ptr<Forward>> Create(const Model* model, const Kernels* kernels,
-                                                         ThreadPool* pool, int32_t max_tokens);
+  // `weights` are the model's.
+  static absl::StatusOr<std::unique_ptr<Forward>> Create(const Model* model, Weights weights,
+                                                         const Kernels* kernels, ThreadPool* pool,
+                                                         int32_t max_tokens);
 
   int32_t max_tokens() const { return max_tokens_; }
   void Run(const Chunk& chunk);
 
  private:
-  struct Range {
-    int64_t begin;
-    int64_t end;
-  };
-
   // Rows that a norm or two stacked ones quantise: NormInput for row r is at row `rows[r]` of x and
   // y.
   struct NormRows {
@@ -114,12 +113,12 @@ class Forward {
   // What `output` asks for; sampling comes last, for it overwrites banned logits.
   void Emit(const OutputPosition& output, absl::Span<float> logits) const;
 
-  // The thread's share of [0, n): whole groups of 16 but for the end.
-  Range Slice(int64_t n, int thread) const;
+  Range Slice(int64_t n, int thread) const { return ThreadSlice(n, thread, pool_->size()); }
   // Channels per block of products whose outputs a thread uses at once.
   int64_t BlockWidth(int32_t tokens) const;
 
   const Model* model_ = nullptr;
+  Weights weights_;
   const Kernels* kernels_ = nullptr;
   ThreadPool* pool_ = nullptr;
   int32_t max_tokens_ = 0;

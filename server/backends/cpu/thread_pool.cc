@@ -3,7 +3,9 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace mmfree::cpu {
 namespace {
@@ -18,28 +20,25 @@ void Pause() {
 }
 
 // Best effort: without it the threads still compute the same.
-void BindToProcessor(int index) {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
-  const int count = CPU_COUNT(&allowed);
-  if (count == 0) return;
-  int skip = index % count;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed) || skip-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
-    return;
+void BindTo(const Processors& processors) {
+  if (processors.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int cpu : processors) {
+    if (cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
   }
+  pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, bool pin) {
+ThreadPool::ThreadPool(std::vector<Processors> homes)
+    : homes_(std::move(homes)), allowed_(AllowedProcessors()), processors_(homes_.size()) {
+  for (std::atomic<int>& processor : processors_) processor = -1;
+  const int threads = static_cast<int>(homes_.size());
   workers_.reserve(threads - 1);
   for (int index = 1; index < threads; ++index) {
-    workers_.emplace_back([this, index, pin] { WorkerLoop(index, pin); });
+    workers_.emplace_back([this, index] { WorkerLoop(index); });
   }
 }
 
@@ -73,7 +72,32 @@ void ThreadPool::Barrier() {
   WaitWhile(barrier_generation_, generation);
 }
 
+void ThreadPool::Spread(int index) {
+  std::atomic<int>& own = processors_[static_cast<size_t>(index)];
+  own.store(sched_getcpu(), std::memory_order_relaxed);
+  const Processors& home =
+      homes_[static_cast<size_t>(index)].empty() ? allowed_ : homes_[static_cast<size_t>(index)];
+  const auto shared = [&own](const std::atomic<int>& other) {
+    return other.load(std::memory_order_relaxed) == own.load(std::memory_order_relaxed);
+  };
+  const auto before_own = processors_.begin() + index;
+  if (home.size() < 2 || std::none_of(processors_.begin(), before_own, shared)) return;
+  std::vector<int> current;
+  current.reserve(processors_.size());
+  for (const std::atomic<int>& processor : processors_) {
+    current.push_back(processor.load(std::memory_order_relaxed));
+  }
+  const int free = FreeProcessor(current, index, home);
+  if (free < 0) return;
+  BindTo({free});
+  own.store(free, std::memory_order_relaxed);
+  BindTo(home);
+}
+
 void ThreadPool::Run(absl::FunctionRef<void(int)> task) {
+  const Processors before = homes_[0].empty() ? Processors() : AllowedProcessors();
+  BindTo(homes_[0]);
+  processors_[0].store(sched_getcpu(), std::memory_order_relaxed);
   task_ = &task;
   if (!workers_.empty()) {
     run_.value.fetch_add(1, std::memory_order_release);
@@ -81,13 +105,15 @@ void ThreadPool::Run(absl::FunctionRef<void(int)> task) {
   }
   task(0);
   Barrier();  // all parts are done
+  BindTo(before);
 }
 
-void ThreadPool::WorkerLoop(int index, bool pin) {
-  if (pin) BindToProcessor(index);
+void ThreadPool::WorkerLoop(int index) {
+  BindTo(homes_[static_cast<size_t>(index)]);
   for (uint32_t seen = 0;; ++seen) {
     WaitWhile(run_, seen);
     if (stop_) return;
+    Spread(index);
     (*task_)(index);
     Barrier();
   }

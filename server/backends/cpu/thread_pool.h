@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "server/backends/cpu/topology.h"
 
 namespace mmfree::cpu {
 
@@ -15,12 +16,18 @@ namespace mmfree::cpu {
 // waiting thread spins for a few tens of microseconds, which bridges the gaps within a step and
 // between the steps of a busy server, and then sleeps: an idle pool uses no processor time.
 //
+// Threads that wait for each other run in turns when the system has two of them on one processor,
+// which it may not mend for seconds. So each looks before a task where the others are, and moves
+// when it shares a processor and another is free.
+//
 // Run is for one caller at a time.
 class ThreadPool {
  public:
-  // `threads` >= 1 counts the caller of Run. With `pin`, thread i > 0 is bound to the i-th
-  // processor of the process's affinity mask (modulo their number).
-  ThreadPool(int threads, bool pin);
+  // `threads` >= 1 counts the caller of Run. They run anywhere.
+  explicit ThreadPool(int threads) : ThreadPool(std::vector<Processors>(threads)) {}
+  // One thread for each home: thread i is bound to the processors homes[i], the caller of Run only
+  // while it is there. An empty home is no restriction.
+  explicit ThreadPool(std::vector<Processors> homes);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -42,7 +49,9 @@ class ThreadPool {
 
   // Blocks while `word` holds `old`.
   static void WaitWhile(const Word& word, uint32_t old);
-  void WorkerLoop(int index, bool pin);
+  void WorkerLoop(int index);
+  // Notes where the thread is, and moves it if need be.
+  void Spread(int index);
 
   Word run_;                 // advances with each task
   Word arrived_;             // threads at the barrier
@@ -50,6 +59,9 @@ class ThreadPool {
   // Set by the caller before it advances run_; read by the workers after.
   const absl::FunctionRef<void(int)>* task_ = nullptr;
   bool stop_ = false;
+  const std::vector<Processors> homes_;
+  const Processors allowed_;                  // what an empty home stands for
+  std::vector<std::atomic<int>> processors_;  // of each thread as its last task began
   std::vector<std::thread> workers_;
 };
 

@@ -5,26 +5,30 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 
 namespace mmfree::cpu {
 namespace {
 
+constexpr int kMaxProcessor = 1 << 16;
+
 // Processors of the affinity mask, counting those that share a core once.
 int CoresInAffinityMask() {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
-    return static_cast<int>(std::thread::hardware_concurrency());
-  }
+  const Processors allowed = AllowedProcessors();
+  if (allowed.empty()) return static_cast<int>(std::thread::hardware_concurrency());
   std::set<std::string> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
+  for (int cpu : allowed) {
     // The same text for every processor of a core, e.g. "0,64".
     std::ifstream file(
         absl::StrCat("/sys/devices/system/cpu/cpu", cpu, "/topology/thread_siblings_list"));
@@ -55,6 +59,86 @@ int AvailablePhysicalCores() {
   const int cores = CoresInAffinityMask();
   const double quota = std::ceil(CgroupQuota());
   return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
+}
+
+Processors AllowedProcessors() {
+  Processors processors;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return processors;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed)) processors.push_back(cpu);
+  }
+  return processors;
+}
+
+bool ParseProcessorList(absl::string_view text, Processors* processors) {
+  processors->clear();
+  text = absl::StripAsciiWhitespace(text);
+  if (text.empty()) return true;  // a node without processors
+  for (absl::string_view range : absl::StrSplit(text, ',')) {
+    const std::vector<absl::string_view> ends = absl::StrSplit(range, '-');
+    int first = 0;
+    int last = 0;
+    if (ends.size() > 2 || !absl::SimpleAtoi(ends.front(), &first) ||
+        !absl::SimpleAtoi(ends.back(), &last) || first < 0 || last < first ||
+        last >= kMaxProcessor) {
+      return false;
+    }
+    for (int cpu = first; cpu <= last; ++cpu) processors->push_back(cpu);
+  }
+  return true;
+}
+
+std::vector<Processors> NumaNodes(const Processors& allowed, const std::string& directory) {
+  const auto read = [&directory](const std::string& name, Processors* list) {
+    std::ifstream file(absl::StrCat(directory, "/", name));
+    std::string text;
+    return std::getline(file, text) && ParseProcessorList(text, list);
+  };
+  std::vector<Processors> nodes;
+  size_t found = 0;
+  Processors numbers;  // of the nodes, in the format of a processor list
+  if (read("online", &numbers)) {
+    for (int number : numbers) {
+      Processors all;
+      if (!read(absl::StrCat("node", number, "/cpulist"), &all)) continue;
+      Processors node;
+      std::set_intersection(allowed.begin(), allowed.end(), all.begin(), all.end(),
+                            std::back_inserter(node));
+      found += node.size();
+      if (!node.empty()) nodes.push_back(std::move(node));
+    }
+  }
+  if (found != allowed.size()) return {allowed};
+  return nodes;
+}
+
+std::vector<Processors> ThreadHomes(const std::vector<Processors>& nodes, int threads, bool pin) {
+  std::vector<Processors> homes(static_cast<size_t>(threads));
+  if (nodes.size() < 2 && !pin) return homes;
+  size_t total = 0;
+  for (const Processors& node : nodes) total += node.size();
+  if (total == 0) return homes;
+  int next = 0;
+  size_t before = 0;  // processors of the nodes before
+  for (const Processors& node : nodes) {
+    before += node.size();
+    const int end = static_cast<int>(static_cast<size_t>(threads) * before / total);
+    for (size_t i = 0; next < end; ++next, ++i) {
+      Processors& home = homes[static_cast<size_t>(next)];
+      home = pin ? Processors{node[i % node.size()]} : node;
+    }
+  }
+  return homes;
+}
+
+int FreeProcessor(absl::Span<const int> current, int index, const Processors& home) {
+  const int* const own = current.begin() + index;
+  if (std::find(current.begin(), own, *own) == own) return -1;
+  for (int processor : home) {
+    if (std::find(current.begin(), current.end(), processor) == current.end()) return processor;
+  }
+  return -1;
 }
 
 }  // namespace mmfree::cpu

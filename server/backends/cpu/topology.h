@@ -1,12 +1,42 @@
-// The processor's cores, as far as this process may use them.
+// The processor's cores and memory nodes, as far as this process may use them.
 #ifndef MMFREE_SERVER_BACKENDS_CPU_TOPOLOGY_H_
 #define MMFREE_SERVER_BACKENDS_CPU_TOPOLOGY_H_
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
 namespace mmfree::cpu {
+
+// Processors by the system's numbers, rising.
+using Processors = std::vector<int>;
 
 // Physical cores in the process's affinity mask, limited by the cgroup's processor quota; at
 // least 1.
 int AvailablePhysicalCores();
+
+// The processors of the calling thread's affinity mask; empty when it cannot be read.
+Processors AllowedProcessors();
+
+// Parses the kernel's list format, e.g. "0-3,8,10-11". False when it is something else.
+bool ParseProcessorList(absl::string_view text, Processors* processors);
+
+// `allowed` by memory (NUMA) node, as the folders nodeN of `directory` tell; nodes that have none
+// of them are left out. One node of all when the folders do not tell.
+std::vector<Processors> NumaNodes(const Processors& allowed,
+                                  const std::string& directory = "/sys/devices/system/node");
+
+// Where each of `threads` threads may run. The threads of a node are consecutive, and as many as
+// its share of the processors. With `pin`, each has one processor of its own as long as there are
+// enough. An empty set is no restriction: all of them without `pin` on a single node.
+std::vector<Processors> ThreadHomes(const std::vector<Processors>& nodes, int threads, bool pin);
+
+// For thread `index` of a pool, whose threads run on the processors `current`: -1 when no thread
+// before it is on the same processor, or there is no better one; else one of `home` that no thread
+// is on.
+int FreeProcessor(absl::Span<const int> current, int index, const Processors& home);
 
 }  // namespace mmfree::cpu
 

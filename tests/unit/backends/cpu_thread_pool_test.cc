@@ -10,7 +10,7 @@ namespace {
 
 TEST(ThreadPoolTest, EachThreadRunsItsPartOfEveryTask) {
   for (int threads : {1, 2, 3, 8}) {
-    ThreadPool pool(threads, /*pin=*/threads % 2 == 0);
+    ThreadPool pool(ThreadHomes({AllowedProcessors()}, threads, /*pin=*/threads % 2 == 0));
     ASSERT_EQ(pool.size(), threads);
     std::vector<int> calls(static_cast<size_t>(threads));
     for (int run = 0; run < 200; ++run) {
@@ -22,7 +22,7 @@ TEST(ThreadPoolTest, EachThreadRunsItsPartOfEveryTask) {
 
 TEST(ThreadPoolTest, NothingPassesABarrierBeforeAllHaveReachedIt) {
   for (int threads : {2, 3, 5}) {
-    ThreadPool pool(threads, false);
+    ThreadPool pool(threads);
     constexpr int kRounds = 500;
     // Not atomic: the barrier orders the writes before the reads.
     std::vector<int> round_of(static_cast<size_t>(threads));
@@ -40,7 +40,7 @@ TEST(ThreadPoolTest, NothingPassesABarrierBeforeAllHaveReachedIt) {
 }
 
 TEST(ThreadPoolTest, RunReturnsAfterEveryPart) {
-  ThreadPool pool(4, false);
+  ThreadPool pool(4);
   for (int run = 0; run < 500; ++run) {
     std::vector<int> done(4);
     pool.Run([&](int thread) { done[static_cast<size_t>(thread)] = 1; });
@@ -48,9 +48,20 @@ TEST(ThreadPoolTest, RunReturnsAfterEveryPart) {
   }
 }
 
-TEST(ThreadPoolTest, AnUnusedPoolStops) { ThreadPool pool(4, false); }
+TEST(ThreadPoolTest, ThreadsKeepToTheirHomesAndTheCallerOnlyWithinATask) {
+  const Processors allowed = AllowedProcessors();
+  ASSERT_FALSE(allowed.empty());
+  const std::vector<Processors> homes = {{allowed.back()}, {allowed.front()}, {}};
+  ThreadPool pool(homes);
+  std::vector<Processors> seen(3);
+  pool.Run([&](int thread) { seen[static_cast<size_t>(thread)] = AllowedProcessors(); });
+  EXPECT_EQ(seen[0], homes[0]);
+  EXPECT_EQ(seen[1], homes[1]);
+  EXPECT_EQ(seen[2], allowed);
+  EXPECT_EQ(AllowedProcessors(), allowed);
+}
 
-TEST(TopologyTest, ThereIsACore) { EXPECT_GE(AvailablePhysicalCores(), 1); }
+TEST(ThreadPoolTest, AnUnusedPoolStops) { ThreadPool pool(4); }
 
 }  // namespace
 }  // namespace mmfree::cpu
