@@ -45,6 +45,7 @@ struct Draw {
     constexpr float kLight = -29.0f;
     return x > kHeavy || (x > kLight && Weight(value) > 0);
   }
+  __device__ void Exclude(int32_t id) const { values[id] = BitsToFloat(kExcludedBits); }
   __device__ uint32_t InformationOf(float value) const {
     return Information(value, max_logit, inverse_temperature);
   }
@@ -158,59 +159,46 @@ __device__ uint64_t TotalWeight(const Draw& draw, SelectShared& shared) {
   return Reduce(shared, total, Sum());
 }
 
-// Excludes what is behind the cut; as TotalWeight of the others.
-template <typename Order>
-__device__ uint64_t Drop(const Draw& draw, const Order& order, const Cut& cut,
-                         SelectShared& shared) {
-  uint64_t total = 0;
-  VisitLogits(draw.values, draw.range, [&](float value, int32_t id) {
-    if (IsExcluded(value)) return;
-    if (IsBehind(order, value, id, cut)) {
-      draw.values[id] = BitsToFloat(kExcludedBits);
-    } else {
-      total += draw.Weight(value);
-    }
-  });
-  return Reduce(shared, total, Sum());
-}
-
-// Each filter takes the sum of the weights and returns that of those which it leaves, as
-// TotalWeight does.
+// Each filter returns the sum of the weights that it leaves, as TotalWeight does.
 
 __device__ uint64_t KeepTopK(const Draw& draw, SelectShared& shared) {
-  const ByLikelihood order = {draw};
-  const auto one = [&](float value) { return draw.HasWeight(value) ? uint64_t{1} : uint64_t{0}; };
-  Cut cut;
-  return SelectPrefix(shared, draw.values, draw.vocab, order, one, draw.in.top_k,
-                      static_cast<uint64_t>(draw.vocab), &cut)
-             ? Drop(draw, order, cut, shared)
-             : TotalWeight(draw, shared);
+  KeepPrefix(
+      shared, draw.values, draw.vocab, ByLikelihood{draw},
+      [&](float value) { return draw.HasWeight(value) ? uint64_t{1} : uint64_t{0}; },
+      static_cast<uint64_t>(draw.vocab), [&](uint64_t) { return uint64_t{draw.in.top_k}; },
+      [&](int32_t id) { draw.Exclude(id); });
+  __syncthreads();
+  return TotalWeight(draw, shared);
 }
 
+// `most`: the sum of the weights, at most.
 template <typename Order>
-__device__ uint64_t KeepShare(const Draw& draw, const Order& order, uint64_t share, uint64_t total,
+__device__ uint64_t KeepShare(const Draw& draw, const Order& order, uint64_t share, uint64_t most,
                               SelectShared& shared) {
-  Cut cut;
-  const uint64_t target = max(ShareOf(share, total), uint64_t{1});
-  SelectPrefix(
-      shared, draw.values, draw.vocab, order, [&](float value) { return draw.Weight(value); },
-      target, total, &cut);
-  return Drop(draw, order, cut, shared);
+  const uint64_t kept = KeepPrefix(
+      shared, draw.values, draw.vocab, order, [&](float value) { return draw.Weight(value); }, most,
+      [&](uint64_t total) { return ShareOf(share, total); }, [&](int32_t id) { draw.Exclude(id); });
+  __syncthreads();
+  return kept;
 }
 
-__device__ uint64_t KeepTypical(const Draw& draw, uint64_t total, SelectShared& shared) {
+__device__ uint64_t KeepTypical(const Draw& draw, SelectShared& shared) {
   // sum of weight * information, in three parts whose sums fit: 14 bits of the weight each.
   constexpr int kPartBits = 14;
   constexpr uint64_t kPart = (uint64_t{1} << kPartBits) - 1;
+  uint64_t total = 0;
   uint64_t parts[3] = {};
   VisitLogits(draw.values, draw.range, [&](float value, int32_t) {
     const uint64_t weight = draw.Weight(value);
     if (weight == 0) return;
     const uint64_t information = draw.InformationOf(value);
+    total += weight;
     parts[0] += (weight & kPart) * information;
     parts[1] += ((weight >> kPartBits) & kPart) * information;
     parts[2] += (weight >> (2 * kPartBits)) * information;
   });
+  total = Reduce(shared, total, Sum());
+  if (total == 0) return 0;
   for (uint64_t& part : parts) part = Reduce(shared, part, Sum());
   // moment = parts[0] + parts[1] * 2^14 + parts[2] * 2^28, in two words.
   uint64_t low = parts[0];
@@ -243,7 +231,7 @@ __device__ uint64_t KeepAtLeast(const Draw& draw, SelectShared& shared) {
   VisitLogits(draw.values, draw.range, [&](float value, int32_t id) {
     const uint64_t weight = draw.Weight(value);
     if (weight < least) {
-      draw.values[id] = BitsToFloat(kExcludedBits);
+      draw.Exclude(id);
     } else {
       total += weight;
     }
@@ -254,13 +242,20 @@ __device__ uint64_t KeepAtLeast(const Draw& draw, SelectShared& shared) {
 // The sum of the weights that the filters leave, as TotalWeight. 0: nothing has a weight.
 __device__ uint64_t Filter(const Draw& draw, SelectShared& shared) {
   const DrawInput& in = draw.in;
-  uint64_t total = in.top_k > 0 ? KeepTopK(draw, shared) : TotalWeight(draw, shared);
-  if (total == 0) return 0;
-  if (in.typical_share != kShareOff) total = KeepTypical(draw, total, shared);
-  if (in.top_p_share != kShareOff) {
-    total = KeepShare(draw, ByLikelihood{draw}, in.top_p_share, total, shared);
+  constexpr uint64_t kLargest = uint64_t{1} << 40;
+  uint64_t total = kLargest * static_cast<uint64_t>(draw.vocab);  // or less
+  bool exact = false;
+  const auto found = [&](uint64_t sum) {
+    total = sum;
+    exact = true;
+  };
+  if (in.top_k > 0) found(KeepTopK(draw, shared));
+  if (in.typical_share != kShareOff && total > 0) found(KeepTypical(draw, shared));
+  if (in.top_p_share != kShareOff && total > 0) {
+    found(KeepShare(draw, ByLikelihood{draw}, in.top_p_share, total, shared));
   }
-  return in.min_p_share != kShareOff ? KeepAtLeast(draw, shared) : total;
+  if (in.min_p_share != kShareOff && total > 0) found(KeepAtLeast(draw, shared));
+  return exact ? total : TotalWeight(draw, shared);
 }
 
 // The first ids along the order, likeliest first.

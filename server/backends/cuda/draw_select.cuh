@@ -179,27 +179,33 @@ struct Bins {
 };
 __device__ __forceinline__ Bins AllBins() { return {0, kKeyHighBits - SelectShared::kDigitBits}; }
 
-// Finds the bins that the prefix ends in, at most: [first_bin, last_bin] in `shared`; the last bin
-// when it has all of them. `target` is that of the amounts in the bins alone. Of sums of amounts in
-// units of 2^scale that are rounded down, which is what makes it quick; returns that of all.
+// Adds up the amounts of each bin into shared.bins, in units of 2^scale and rounded down, which is
+// what makes it quick; the sums have to fit. Returns the exact sum over all bins.
 template <typename Order, typename AmountOf>
-__device__ uint64_t FindBins(SelectShared& shared, const float* values, int32_t vocab,
-                             const Order& order, const Bins& bins, AmountOf amount_of,
-                             uint64_t target, int scale) {
+__device__ uint64_t CountBins(SelectShared& shared, const float* values, int32_t vocab,
+                              const Order& order, const Bins& bins, AmountOf amount_of, int scale) {
   ClearBins(shared);
+  uint64_t total = 0;
   VisitLogits(values, WarpRange(vocab), [&](float value, int32_t) {
     const uint32_t bin = bins.Of(order.High(value));
     if (bin >= SelectShared::kBins) return;
-    const uint32_t amount = static_cast<uint32_t>(amount_of(value) >> scale);
-    if (amount != 0) atomicAdd(&shared.bins[bin], amount);
+    const uint64_t amount = amount_of(value);
+    total += amount;
+    const uint32_t units = static_cast<uint32_t>(amount >> scale);
+    if (units != 0) atomicAdd(&shared.bins[bin], units);
   });
+  return Reduce(shared, total, Sum());
+}
+
+// Finds the bins [shared.first_bin, shared.last_bin] that the prefix ends in, at most, where the
+// amounts of the bins together are `total` and those of the prefix among them `target` or more.
+__device__ void LocateBins(SelectShared& shared, int scale, uint64_t target, uint64_t total) {
   if (threadIdx.x == 0) shared.first_bin = shared.last_bin = SelectShared::kBins - 1;
-  __syncthreads();
   const int bin = 2 * threadIdx.x;
   const uint64_t first = shared.bins[bin];
   const uint64_t both = first + shared.bins[bin + 1];
-  uint64_t total = 0;
-  const uint64_t before = RunningSum(shared, both, &total) - both;
+  uint64_t units = 0;
+  const uint64_t before = RunningSum(shared, both, &units) - both;
   // The bin in which the sums reach the target, when each may be this much more.
   const auto find = [&](uint64_t more, int32_t* found) {
     const auto reaches = [&](uint64_t sum) { return (sum << scale) + more >= target; };
@@ -211,9 +217,8 @@ __device__ uint64_t FindBins(SelectShared& shared, const float* values, int32_t 
     }
   };
   find(0, &shared.last_bin);
-  find(scale == 0 ? 0 : static_cast<uint64_t>(vocab) << scale, &shared.first_bin);
+  find(total - (units << scale), &shared.first_bin);  // what the rounding took, all told
   __syncthreads();
-  return total;
 }
 
 // The thread's sums.
@@ -222,15 +227,20 @@ struct BinSums {
   uint64_t inside = 0;
 };
 // Lists the ids of the bins [first_bin, last_bin] in shared.few_*, as long as there is room. Sums
-// the amounts of the bins before them and of themselves.
-template <typename Order, typename AmountOf>
+// the amounts of the bins before them and of themselves. Calls behind(id) for ids of later bins.
+template <typename Order, typename AmountOf, typename Behind>
 __device__ BinSums ListFew(SelectShared& shared, const float* values, int32_t vocab,
                            const Order& order, const Bins& bins, AmountOf amount_of,
-                           uint32_t first_bin, uint32_t last_bin) {
+                           uint32_t first_bin, uint32_t last_bin, Behind behind) {
   BinSums sums;
   VisitLogits(values, WarpRange(vocab), [&](float value, int32_t id) {
-    const uint32_t bin = bins.Of(order.High(value));
-    if (bin > last_bin) return;
+    const uint32_t high = order.High(value);
+    if (high < bins.base) return;
+    const uint32_t bin = bins.Of(high);
+    if (bin > last_bin) {
+      behind(id);
+      return;
+    }
     const uint64_t amount = amount_of(value);
     if (amount == 0) return;
     if (bin < first_bin) {
@@ -247,44 +257,75 @@ __device__ BinSums ListFew(SelectShared& shared, const float* values, int32_t vo
   return sums;
 }
 
-// Where the shortest prefix ends whose amounts reach `target`, not 0. False when all of them
-// together do not, which is only so where `most` is below 2^31.
-//   amount_of(value) -> uint64_t, 0 for those that take no part; `most`: at least the sum of them
-template <typename Order, typename AmountOf>
-__device__ bool SelectPrefix(SelectShared& shared, const float* values, int32_t vocab,
-                             const Order& order, AmountOf amount_of, uint64_t target, uint64_t most,
-                             Cut* cut) {
-  const auto scale_of = [](uint64_t total) {  // sums fit 31 bits
-    return max(33 - __clzll(static_cast<long long>(total)), 0);
-  };
-  int scale = scale_of(most);
+// The largest shift with which sums of amounts fit 31 bits, when they come to `total` at most.
+__device__ __forceinline__ int ScaleOf(uint64_t total) {
+  return max(33 - __clzll(static_cast<long long>(total)), 0);
+}
+
+// Finds where the shortest prefix ends whose amounts reach target_of(sum of all amounts), and calls
+// drop(id) for what is behind it, of each id that the thread visits and of others; for ids that
+// take no part, perhaps. Nothing is dropped, and all of it is the prefix, where the target is
+// beyond the sum. Returns the sum over the prefix and leaves those of the warps' ranges in
+// shared.warps.
+//   amount_of(value) -> uint64_t, 0 for those that take no part; after drop(id), too
+//   most: at least the sum of the amounts
+template <typename Order, typename AmountOf, typename TargetOf, typename Drop>
+__device__ uint64_t KeepPrefix(SelectShared& shared, const float* values, int32_t vocab,
+                               const Order& order, AmountOf amount_of, uint64_t most,
+                               TargetOf target_of, Drop drop) {
+  int scale = ScaleOf(most);
   Bins bins = AllBins();
-  uint64_t before = 0;  // the amounts of what is before the bins
+  uint64_t target = 0;     // not 0 after the first round
+  uint64_t of_thread = 0;  // the amounts of what is before the bins
+  uint64_t before = 0;     // the same, of all threads
   for (bool narrower = true; narrower;) {
-    const uint64_t sum =
-        FindBins(shared, values, vocab, order, bins, amount_of, target - before, scale);
-    if (scale == 0 && before + sum < target) return false;
+    const uint64_t total = CountBins(shared, values, vocab, order, bins, amount_of, scale);
+    if (target == 0) {
+      target = max(target_of(total), uint64_t{1});
+      if (total < target) return total;
+    }
+    LocateBins(shared, scale, target - before, total);
     const uint32_t first_bin = static_cast<uint32_t>(shared.first_bin);
     const uint32_t last_bin = static_cast<uint32_t>(shared.last_bin);
     const BinSums sums =
-        ListFew(shared, values, vocab, order, bins, amount_of, first_bin, last_bin);
-    before += Reduce(shared, sums.before, Sum());
+        ListFew(shared, values, vocab, order, bins, amount_of, first_bin, last_bin, drop);
+    of_thread += sums.before;
+    before = Reduce(shared, of_thread, Sum());
     const int32_t count = shared.num_few;
     if (count <= SelectShared::kFew) {
-      *cut = RankFew(shared, count, target - before);
-      return true;
+      const Cut cut = RankFew(shared, count, target - before);
+      const int32_t at = static_cast<int32_t>(threadIdx.x);
+      if (at < count) {
+        const int32_t id = shared.few_ids[at];
+        if (IsBehind(shared.few_keys[at], id, cut)) {
+          drop(id);
+        } else {
+          atomicAdd(reinterpret_cast<unsigned long long*>(&shared.warps[WarpOf(id, vocab)]),
+                    static_cast<unsigned long long>(shared.few_amounts[at]));
+        }
+      }
+      __syncthreads();
+      return WarpReduce(shared.warps[threadIdx.x % 32], Sum());
     }
     // The same again over those bins, as long as that tells more of them apart.
     const uint32_t width = (last_bin + 1 - first_bin) << bins.shift;
     const Bins next = {bins.base + (first_bin << bins.shift),
                        max(32 - SelectShared::kDigitBits - __clz(static_cast<int>(width - 1)), 0)};
-    const int next_scale = min(scale, scale_of(Reduce(shared, sums.inside, Sum())));
+    const int next_scale = min(scale, ScaleOf(Reduce(shared, sums.inside, Sum())));
     narrower = next.shift < bins.shift || next_scale < scale;
     bins = next;
     scale = next_scale;
   }
-  *cut = SelectByDigits(shared, values, vocab, order, amount_of, target);
-  return true;
+  const Cut cut = SelectByDigits(shared, values, vocab, order, amount_of, target);
+  uint64_t kept = 0;
+  VisitLogits(values, WarpRange(vocab), [&](float value, int32_t id) {
+    if (IsBehind(order, value, id, cut)) {
+      drop(id);
+    } else {
+      kept += amount_of(value);
+    }
+  });
+  return Reduce(shared, kept, Sum());
 }
 
 // Lists the first `count` ids along the order in shared.few_*, or all that take part: among others
@@ -294,12 +335,14 @@ template <typename Order, typename TakesPart>
 __device__ int32_t ListFirst(SelectShared& shared, const float* values, int32_t vocab,
                              const Order& order, TakesPart takes_part, int32_t count) {
   const auto one = [&](float value) { return takes_part(value) ? uint64_t{1} : uint64_t{0}; };
-  FindBins(shared, values, vocab, order, AllBins(), one, static_cast<uint64_t>(count), 0);
-  const uint32_t last_bin = static_cast<uint32_t>(shared.last_bin);
-  ListFew(shared, values, vocab, order, AllBins(), one, 0, last_bin);
+  const uint64_t wanted = static_cast<uint64_t>(count);
+  const uint64_t total = CountBins(shared, values, vocab, order, AllBins(), one, 0);
+  LocateBins(shared, 0, wanted, total);
+  ListFew(shared, values, vocab, order, AllBins(), one, 0, static_cast<uint32_t>(shared.last_bin),
+          [](int32_t) {});
   __syncthreads();
   if (shared.num_few <= SelectShared::kFew) return shared.num_few;
-  const Cut cut = SelectByDigits(shared, values, vocab, order, one, static_cast<uint64_t>(count));
+  const Cut cut = SelectByDigits(shared, values, vocab, order, one, wanted);
   ClearBins(shared);
   VisitLogits(values, WarpRange(vocab), [&](float value, int32_t id) {
     if (!takes_part(value) || IsBehind(order, value, id, cut)) return;

@@ -73,8 +73,14 @@ struct IdRange {
   int32_t begin;
   int32_t end;
 };
+__device__ __forceinline__ int32_t IdsOfWarp(int32_t vocab) {
+  return (vocab + kSampleThreads - 1) / kSampleThreads * 32;
+}
+__device__ __forceinline__ int32_t WarpOf(int32_t id, int32_t vocab) {
+  return id / IdsOfWarp(vocab);
+}
 __device__ __forceinline__ IdRange WarpRange(int32_t vocab) {
-  const int32_t each = (vocab + kSampleThreads - 1) / kSampleThreads * 32;
+  const int32_t each = IdsOfWarp(vocab);
   const int32_t begin = min(static_cast<int32_t>(threadIdx.x / 32) * each, vocab);
   return {begin, min(begin + each, vocab)};
 }
@@ -125,7 +131,7 @@ __device__ int32_t FindInIdOrder(uint64_t* warps, int32_t* found, int32_t vocab,
   const int owner = __ffs(static_cast<int>(__ballot_sync(kAllLanes, up_to_warp >= target))) - 1;
   const uint64_t before = __shfl_sync(kAllLanes, up_to_warp - of_warp, owner);
   // All threads look at that warp's ids, each at some that follow each other.
-  const int32_t range = (vocab + kSampleThreads - 1) / kSampleThreads * 32;
+  const int32_t range = IdsOfWarp(vocab);
   const int32_t each = (range + kSampleThreads - 1) / kSampleThreads;
   const int32_t range_end = min((owner + 1) * range, vocab);
   const int32_t begin = min(owner * range + static_cast<int32_t>(threadIdx.x) * each, range_end);
