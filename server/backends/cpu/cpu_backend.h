@@ -30,7 +30,7 @@ struct CpuBackendOptions {
   // weights.
   bool numa = true;
   // The processors of each node; empty: as the system says.
-  std::vector<std::vector<int>> numa_nodes;
+  std::vector<std::vector<int>> numa_nodes = {};
   // State slots; each takes num_layers * hidden_size floats once it is used.
   int32_t num_slots = 64;
   // Tokens summed over the rows of one step. Scratch memory does not grow with it.
