@@ -129,8 +129,16 @@ struct RowScale {
   float out;
 };
 
-namespace numerics_internal {
-MMFREE_HOST_DEVICE RowScale ScaleFromRms(float rms_factor, float max_abs_t) {
+// The factors of one norm, v = x * factor * w, and of two stacked ones, of which the first one's is
+// `first`. See ScaleOneNorm and ScaleTwoNorms.
+MMFREE_HOST_DEVICE float RmsFactor(float sum_xx, float n, float eps) {
+  return 1.0f / sqrtf(sum_xx / n + eps);
+}
+MMFREE_HOST_DEVICE float StackedRmsFactor(float first, float sum_yy, float n, float eps) {
+  return first * (1.0f / sqrtf(fmaf(first * first, sum_yy / n, eps)));
+}
+
+MMFREE_HOST_DEVICE RowScale ScaleFromFactor(float rms_factor, float max_abs_t) {
   const float abs_max = rms_factor * max_abs_t;
   RowScale scale;
   if (abs_max >= kMinAbsMax) {
@@ -142,22 +150,19 @@ MMFREE_HOST_DEVICE RowScale ScaleFromRms(float rms_factor, float max_abs_t) {
   }
   return scale;
 }
-}  // namespace numerics_internal
 
 // One norm: v = x / sqrt(mean(x^2) + eps) * w with t = x*w.
 //   sum_xx  ordered sum of x^2 over the row;  max_abs_t  max |t|;  n  row length as float.
 MMFREE_HOST_DEVICE RowScale ScaleOneNorm(float sum_xx, float max_abs_t, float n, float eps) {
-  const float r = 1.0f / sqrtf(sum_xx / n + eps);
-  return numerics_internal::ScaleFromRms(r, max_abs_t);
+  return ScaleFromFactor(RmsFactor(sum_xx, n, eps), max_abs_t);
 }
 
 // Two stacked norms: u = rms(x, w1), v = rms(u, w2) with y = x*w1 and t = y*w2. The second mean
 // square is r1^2 mean(y^2).
 MMFREE_HOST_DEVICE RowScale ScaleTwoNorms(float sum_xx, float sum_yy, float max_abs_t, float n,
                                           float eps) {
-  const float r1 = 1.0f / sqrtf(sum_xx / n + eps);
-  const float r2 = 1.0f / sqrtf(fmaf(r1 * r1, sum_yy / n, eps));
-  return numerics_internal::ScaleFromRms(r1 * r2, max_abs_t);
+  const float r1 = RmsFactor(sum_xx, n, eps);
+  return ScaleFromFactor(StackedRmsFactor(r1, sum_yy, n, eps), max_abs_t);
 }
 
 // The recurrence of one channel. forget/input are the products' outputs, lower_bound is lb_n of the

@@ -34,7 +34,7 @@ ABSL_FLAG(bool, on_trial, false,
 ABSL_FLAG(int32_t, chunk, 2048, "Tokens a step");
 ABSL_FLAG(double, warmup, 0.15, "Seconds before each measurement: clocks rise with load");
 ABSL_FLAG(double, seconds, 0.15, "Seconds of each measurement; the median step counts");
-ABSL_FLAG(std::string, kernels, "auto", "auto, generic, wide, decode or persistent");
+ABSL_FLAG(std::string, kernels, "auto", "auto, generic, wide, decode, persistent or cluster");
 ABSL_FLAG(bool, graphs, true, "Replay decode steps as CUDA graphs");
 ABSL_FLAG(double, read_tb_s, 4.40, "Measured read bandwidth of the device, TB/s");
 
@@ -220,6 +220,7 @@ CudaBackendOptions::Kernels KernelsOf(const std::string& name) {
   if (name == "wide") return CudaBackendOptions::Kernels::kWide;
   if (name == "decode") return CudaBackendOptions::Kernels::kDecode;
   if (name == "persistent") return CudaBackendOptions::Kernels::kPersistent;
+  if (name == "cluster") return CudaBackendOptions::Kernels::kCluster;
   return CudaBackendOptions::Kernels::kAuto;
 }
 

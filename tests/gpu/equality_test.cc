@@ -42,11 +42,11 @@ std::vector<Subject> Subjects() {
                                                      {"Generic", Kernels::kGeneric},
                                                      {"Wide", Kernels::kWide},
                                                      {"Decode", Kernels::kDecode},
-                                                     {"Persistent", Kernels::kPersistent}};
+                                                     {"Persistent", Kernels::kPersistent},
+                                                     {"Cluster", Kernels::kCluster}};
   const std::pair<const char*, ModelConfig> shapes[] = {
-      {"Aligned", Shape(512, 256, 384, 3)},
-      {"Odd", Shape(1001, 333, 517, 2)},
-      {"Tiny", Shape(3, 1, 3, 1)},
+      {"Lanes", Shape(512, 512, 768, 3)}, {"Aligned", Shape(512, 256, 384, 3)},
+      {"Odd", Shape(1001, 333, 517, 2)},  {"Tiny", Shape(3, 1, 3, 1)},
       {"Narrow", Shape(97, 40, 24, 2)},
   };
   for (const auto& [shape_name, config] : shapes) {
@@ -63,7 +63,7 @@ std::vector<Subject> Subjects() {
     for (const auto& [choice_name, kernels] : choices) {
       Subject subject;
       subject.name = std::string(eps_name) + choice_name;
-      subject.config = Shape(97, 40, 24, 2);
+      subject.config = kernels == Kernels::kCluster ? Shape(97, 256, 512, 2) : Shape(97, 40, 24, 2);
       subject.config.rms_norm_eps = eps;
       subject.kernels = kernels;
       subject.batches = {1, 2, 3, 64};

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/backends/cuda/cluster_plan.h"
 #include "server/backends/cuda/cuda_raii.h"
 #include "server/backends/cuda/decode_plan.h"
 #include "server/backends/cuda/device.h"
@@ -107,6 +108,7 @@ class CudaBackend : public Backend {
   DeviceModel model_;
   Workspace workspace_;
   DecodePlan plan_;
+  ClusterPlan clusters_;
   PinnedBuffer pinned_;
   StepInputs host_in_;              // in pinned_
   HeadOutput* host_out_ = nullptr;  // [max_step_tokens] in pinned_
@@ -205,8 +207,10 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   draws_ = std::make_unique<DeviceDraws>(std::move(draws));
   MMFREE_ASSIGN_OR_RETURN(
       plan_, DecodePlan::Create(config_, model_, workspace_, options_.kernels, context));
-  forward_ =
-      std::make_unique<Forward>(config_, model_, workspace_, plan_, options_.kernels, context);
+  MMFREE_ASSIGN_OR_RETURN(
+      clusters_, ClusterPlan::Create(config_, model_, workspace_, options_.kernels, context));
+  forward_ = std::make_unique<Forward>(config_, model_, workspace_, plan_, clusters_,
+                                       options_.kernels, context);
 
   info_.name = "cuda";
   info_.description =

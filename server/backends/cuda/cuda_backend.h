@@ -30,6 +30,7 @@ struct CudaBackendOptions {
     kWide,        // the tuned products for many tokens whatever the batch (wgmma, compute 9.0)
     kDecode,      // norms fused with mma.sync products whenever the step is small enough
     kPersistent,  // the same, all of them in one kernel where the device holds it
+    kCluster,     // all layers of single tokens in one kernel of independent clusters (compute 9.0)
   };
   Kernels kernels = Kernels::kAuto;
 };

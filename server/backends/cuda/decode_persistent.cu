@@ -37,8 +37,8 @@ class PersistentStep {
       : kernel_(kernel),
         shared_(shared),
         block_(block),
-        ring_(kernel,
-              reinterpret_cast<PieceRun*>(shared + kernel.shared.runs) +
+        ring_(kernel.weights, /*passes=*/1,
+              reinterpret_cast<UnitRun*>(shared + kernel.shared.runs) +
                   threadIdx.x / 32 * kernel.shared.runs_per_warp,
               shared + kernel.shared.ring + threadIdx.x / 32 * kDepth * kPieceBytes) {}
 
@@ -48,7 +48,7 @@ class PersistentStep {
   static_assert(sizeof(DecodeArgs) % 16 == 0 && sizeof(DecodeArgs) / 16 <= 32);
 
   __device__ __forceinline__ int KindOf(int stage) const {
-    return stage == 4 * kernel_.num_layers ? kHeadKind : stage % 4;
+    return stage == 4 * kernel_.weights.layers ? kHeadKind : stage % 4;
   }
   __device__ __forceinline__ const DecodeArgs& Args(int stage) const {
     return *reinterpret_cast<const DecodeArgs*>(block_.stages[stage % kStageArgs]);
@@ -81,6 +81,8 @@ class PersistentStep {
   __device__ __forceinline__ void CopyNorms(int stage);
   __device__ __forceinline__ void Serve();
   // The computing warps:
+  __device__ __forceinline__ UnitRun RunOf(const DecodeArgs& args, int first_unit, int first,
+                                           int end, int n) const;
   __device__ __forceinline__ void Split();
   __device__ __forceinline__ void ZeroSums(int stage) const;
   template <NormKind kKind>
@@ -97,13 +99,31 @@ class PersistentStep {
   int32_t row_slot_ = 0;  // of the row of this thread's epilogue items
 };
 
+// The n-th tile's run of pieces [first, end) of a block's units.
+template <int kRows, int kDepth>
+__device__ __forceinline__ UnitRun PersistentStep<kRows, kDepth>::RunOf(const DecodeArgs& args,
+                                                                        int first_unit, int first,
+                                                                        int end, int n) const {
+  const int per_unit = TilesPerUnit(args.kind);
+  const int k_blocks = args.weights.k_blocks;
+  const uint32_t weights_at =
+      static_cast<uint32_t>((args.weights.codes - kernel_.weights.first) / 16);
+  const int tile = first / k_blocks + n;
+  const int k_block = n == 0 ? first % k_blocks : 0;
+  const int row_tile = first_unit + tile / per_unit;
+  const uint32_t block = static_cast<uint32_t>(
+      (tile % per_unit * args.weights.row_blocks + row_tile / 4) * k_blocks + k_block);
+  return {weights_at + block * (kBlockBytes / 16) + row_tile % 4 * 32,
+          min(k_blocks, end - tile * k_blocks) - k_block};
+}
+
 // Computes who does what; the same in every layer.
 template <int kRows, int kDepth>
 __device__ __forceinline__ void PersistentStep<kRows, kDepth>::Split() {
   const int warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int kind = 0; kind < kStageKinds; ++kind) {
-    const DecodeArgs& args = kernel_.stages[kind < kHeadKind ? kind : 4 * kernel_.num_layers];
+    const DecodeArgs& args = kernel_.stages[kind < kHeadKind ? kind : 4 * kernel_.weights.layers];
     const int k_blocks = args.weights.k_blocks;
     const int first_unit = static_cast<int>(int64_t{args.units} * blockIdx.x / gridDim.x);
     const int units =
@@ -112,7 +132,10 @@ __device__ __forceinline__ void PersistentStep<kRows, kDepth>::Split() {
     const int first = FirstPiece<kRows>(pieces, warp);
     const int end = FirstPiece<kRows>(pieces, warp + 1);
     if (kind == kHeadKind) ring_.EndLayer();
-    ring_.List(args, first_unit, first, end);
+    if (first < end) {
+      ring_.List((end - 1) / k_blocks - first / k_blocks + 1,
+                 [&](int n) { return RunOf(args, first_unit, first, end, n); });
+    }
     if (threadIdx.x % 32 == 0) {
       block_.shares[kind][warp] = {first / k_blocks, first % k_blocks, end - first};
       if (warp == 0) block_.units[kind] = {first_unit, units};
@@ -216,11 +239,11 @@ __device__ __forceinline__ void PersistentStep<kRows, kDepth>::Multiply(const De
   for (int left = share.count; left > 0; left -= kGroup) {
     ring_.template Wait<kGroup>();
     // Those that do not exist are multiplied as zeros.
-    uint4 words[kGroup];
+    uint4 words[kGroup][1] = {};
     uint32_t at[kGroup];
 #pragma unroll
     for (int p = 0; p < kGroup; ++p) {
-      words[p] = p < left ? ring_.Read() : make_uint4(0, 0, 0, 0);
+      if (p < left) ring_.Read(words[p]);
       const int output = kOutputs == 1 ? 0 : tile[p] % kOutputs;
       at[p] = own_codes + output * kRows * code_stride + k_block[p] * kColumnBlock;
     }
@@ -233,8 +256,9 @@ __device__ __forceinline__ void PersistentStep<kRows, kDepth>::Multiply(const De
       for (int step = 0; step < 2; ++step) {
 #pragma unroll
         for (int p = 0; p < kGroup; ++p) {
-          const uint32_t word = half == 0 ? (step == 0 ? words[p].x : words[p].y)
-                                          : (step == 0 ? words[p].z : words[p].w);
+          const uint4& four = words[p][0];
+          const uint32_t word =
+              half == 0 ? (step == 0 ? four.x : four.y) : (step == 0 ? four.z : four.w);
           const WeightFragment a = Unpack(word);
           Mma(acc[p], a.a0, a.a1, a.a2, a.a3, b[p][2 * step], b[p][2 * step + 1]);
         }
@@ -478,11 +502,9 @@ bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
     codes = std::max(codes, outputs * rows * (padded + kCodePadding));
     sums = std::max(sums, tiles * kTileRows * rows);
   }
-  args->num_layers = num_layers;
-  args->weights = stages[0].weights.codes;
+  args->weights = {stages[0].weights.codes, static_cast<uint32_t>(stride / 16), num_layers};
   // Rounded up, with room for the rounding of products.
   args->root_eps = std::sqrt(stages[0].eps) * 1.0001f;
-  args->layer_stride = static_cast<uint32_t>(stride / 16);
   PersistentShared& shared = args->shared;
   shared.num_sums = static_cast<int32_t>(sums);
   shared.runs_per_warp = rows == 1 ? RunsPerWarp<1>(stages, num_layers, grid)
@@ -501,7 +523,7 @@ bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
     shared.codes = take(codes);
     shared.sums[0] = take(sums * 4);
     shared.sums[1] = take(sums * 4);
-    shared.runs = take(int64_t{kComputingWarps} * shared.runs_per_warp * int64_t{sizeof(PieceRun)});
+    shared.runs = take(int64_t{kComputingWarps} * shared.runs_per_warp * int64_t{sizeof(UnitRun)});
     shared.bytes = static_cast<int32_t>(at);
     if (at + kStaticBytes <= context.shared_bytes_per_block) return true;
   }

@@ -177,7 +177,7 @@ absl::Status DecodePlan::Upload(absl::Span<const bool> fits) {
 
 PersistentDecodeArgs DecodePlan::persistent_args(int32_t rows, bool with_head) const {
   PersistentDecodeArgs args = plans_[rows - 1].persistent;
-  args.num_stages = 4 * args.num_layers + (with_head ? 1 : 0);
+  args.num_stages = 4 * args.weights.layers + (with_head ? 1 : 0);
   return args;
 }
 

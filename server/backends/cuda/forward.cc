@@ -152,7 +152,12 @@ cudaError_t Forward::FewRows(int32_t rows, bool head) const {
 
 cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) const {
   RETURN_IF_FAILED(Begin(host, shape.tokens));
-  if (shape.decode && shape.tokens <= plan_.max_rows()) return FewRows(shape.tokens, false);
+  if (shape.decode) {
+    if (const ClusterDecodeArgs* args = clusters_.For(shape.tokens)) {
+      return LaunchClusterDecode(*args, shape.tokens, context_);
+    }
+    if (shape.tokens <= plan_.max_rows()) return FewRows(shape.tokens, false);
+  }
   float* states = workspace_.states;
   float* kept = workspace_.kept;
   for (const DeviceLayer& layer : model_.layers()) {
@@ -166,7 +171,7 @@ cudaError_t Forward::Layers(const StepInputs& host, const StepShape& shape) cons
 
 cudaError_t Forward::Step(const StepInputs& host, const StepShape& shape, HeadOutput* out) const {
   const int32_t rows = shape.tokens;
-  if (!shape.decode || rows > plan_.max_rows()) {
+  if (!shape.decode || rows > plan_.max_rows() || clusters_.For(rows) != nullptr) {
     RETURN_IF_FAILED(Layers(host, shape));
     return out == nullptr ? cudaSuccess : Head(0, rows, out);
   }

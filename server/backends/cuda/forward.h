@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "server/backends/cuda/cluster_plan.h"
 #include "server/backends/cuda/cuda_backend.h"
 #include "server/backends/cuda/decode_plan.h"
 #include "server/backends/cuda/device_model.h"
@@ -28,11 +29,13 @@ struct StepShape {
 class Forward {
  public:
   Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
-          const DecodePlan& plan, CudaBackendOptions::Kernels kernels, const LaunchContext& context)
+          const DecodePlan& plan, const ClusterPlan& clusters, CudaBackendOptions::Kernels kernels,
+          const LaunchContext& context)
       : config_(config),
         model_(model),
         workspace_(workspace),
         plan_(plan),
+        clusters_(clusters),
         kernels_(kernels),
         context_(context) {}
 
@@ -53,7 +56,7 @@ class Forward {
                              const StepShape& shape) const;
   cudaError_t MlpBlock(const DeviceLayer& layer, const StepShape& shape) const;
   cudaError_t Begin(const StepInputs& host, int32_t tokens) const;
-  // All layers of a step of few rows, by the plan, and the logits with `head`.
+  // All layers of a step of few rows, by its plan, and the logits with `head`.
   cudaError_t FewRows(int32_t rows, bool head) const;
   cudaError_t HeadLogits(int32_t first, int32_t rows) const;
   cudaError_t Sample(int32_t first, int32_t rows, HeadOutput* out) const;
@@ -64,6 +67,7 @@ class Forward {
   const DeviceModel& model_;
   const Workspace& workspace_;
   const DecodePlan& plan_;
+  const ClusterPlan& clusters_;
   CudaBackendOptions::Kernels kernels_;
   LaunchContext context_;
 };

@@ -208,13 +208,11 @@ struct PersistentShared {
 
 struct PersistentDecodeArgs {
   const DecodeArgs* stages = nullptr;  // on the device: four a layer, then the head's
-  int32_t num_layers = 0;
-  int32_t num_stages = 0;  // to run: 4 * num_layers, or one more
+  int32_t num_stages = 0;              // to run: four a layer, or one more
   GridBarrier* barrier = nullptr;
   // Set by PlanPersistentDecode:
-  const uint8_t* weights = nullptr;  // where the first stage's begin
-  uint32_t layer_stride = 0;         // from a layer's weights to the next one's, in 16 bytes
-  float root_eps = 0.0f;             // at least the square root of the norms' eps
+  StackedWeights weights;
+  float root_eps = 0.0f;  // at least the square root of the norms' eps
   PersistentShared shared;
 };
 // Completes stages [0, num_stages) on the host for steps of `rows` rows, the last being the head's;
@@ -225,6 +223,58 @@ bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
 // by itself.
 cudaError_t LaunchPersistentDecode(const PersistentDecodeArgs& args, int32_t rows,
                                    const LaunchContext& context);
+
+// --- decode_cluster.cu
+
+inline constexpr int32_t kClusterBlocks = 16;
+// A stage's norm sums in kNormLanes lanes: a block has as many neighbouring ones.
+inline constexpr int32_t kClusterLanes = 16;
+inline constexpr int32_t kClusterStages = 4;  // of a layer
+
+// A block's dynamic shared memory: offsets in bytes.
+struct ClusterShared {
+  int32_t ring = 0;    // [warps][depth] units of weights
+  int32_t codes = 0;   // [blocks] of what each sends for a stage
+  int32_t sums = 0;    // [tiles][kTileRows][rows + 1], zeros between two stages
+  int32_t hidden = 0;  // [rows][own columns] the residual stream
+  int32_t gates = 0;   // [rows][own columns] g of the recurrence
+  int32_t values = 0;  // [rows][own columns] what is quantised next
+  int32_t stats = 0;   // [blocks][rows] NormStats of each block's columns
+  int32_t norms = 0;   // [2][norm_floats] of two layers
+  int32_t runs = 0;    // [warps][runs_per_warp]
+  int32_t bytes = 0;
+  int32_t depth = 0;
+  int32_t runs_per_warp = 0;
+};
+
+// All layers of a step of single tokens. Each cluster of kClusterBlocks blocks takes `rows` rows at
+// a time through all of them.
+struct ClusterDecodeArgs {
+  int32_t rows = 0;      // of a cluster at a time: 2, 4 or 8
+  int32_t clusters = 0;  // that run at the same time at most
+  StackedWeights weights;
+  DeviceMatrix stages[kClusterStages];  // the first layer's i|f|g, o, gate and down
+  int32_t dim = 0;                      // multiples of kNormLanes
+  int32_t channels = 0;
+  float eps = 0.0f;
+  // [layers][kClusterBlocks][norm_floats]: a block's columns of the layer's vectors
+  // (cluster_plan.h).
+  const float* norms = nullptr;
+  int32_t norm_floats = 0;
+  float* h = nullptr;  // [rows][ld_h] the residual stream
+  int64_t ld_h = 0;
+  float* states = nullptr;  // [slots][state_stride]
+  int64_t state_stride = 0;
+  const RowInput* inputs = nullptr;  // row n is token n
+  const StepCounts* counts = nullptr;
+  ClusterShared shared;
+};
+// Completes `args`, of which rows, weights, stages, dim, channels and norm_floats are set, for the
+// current device; false when it cannot run them so.
+bool PlanClusterDecode(const LaunchContext& context, ClusterDecodeArgs* args);
+// For steps of at most `max_rows` rows.
+cudaError_t LaunchClusterDecode(const ClusterDecodeArgs& args, int32_t max_rows,
+                                const LaunchContext& context);
 
 // --- sample.cu
 

@@ -42,6 +42,13 @@ struct DeviceMatrix {
   int32_t k_blocks = 0;
 };
 
+// The weights of a model's layers, which lie alike.
+struct StackedWeights {
+  const uint8_t* first = nullptr;  // the first layer's
+  uint32_t stride = 0;             // from a layer's to the next one's, in 16 bytes
+  int32_t layers = 0;
+};
+
 // How the codes of a row become floats: y = float(sum of code * q - code_sum) * (out * scale).
 struct alignas(8) RowMeta {
   float out;

@@ -110,24 +110,31 @@ __device__ __forceinline__ RowScale ScaleOf(const NormPartials<kOutputs>& partia
   }
 }
 
-// ScaleOf(...).code, sooner: where a coarse estimate shows that the clamp of the smallest maximum
-// does not act, the code needs neither the exact sums nor their roots.
+// ScaleOneNorm(...).code or ScaleTwoNorms(...).code, sooner: where a coarse estimate shows that the
+// clamp of the smallest maximum does not act, the code needs neither the exact sums nor their
+// roots.
+template <bool kOneNorm>
+__device__ __forceinline__ CodeScale CodeScaleFrom(float sum_xx, float sum_yy, float max_abs,
+                                                   float n, float eps) {
+  const float inverse_n = __fdividef(1.0f, n);
+  const float r1 = rsqrtf(fmaf(sum_xx, inverse_n, eps));
+  float estimate = r1 * max_abs;
+  if constexpr (!kOneNorm) estimate *= rsqrtf(fmaf(r1 * r1 * sum_yy, inverse_n, eps));
+  constexpr float kLargest = 1e30f;  // leaves out infinity and NaN
+  if (estimate > 2.0f * kMinAbsMax && max_abs < kLargest) return {127.0f / max_abs, true};
+  if constexpr (kOneNorm) return {ScaleOneNorm(sum_xx, max_abs, n, eps).code, false};
+  return {ScaleTwoNorms(sum_xx, sum_yy, max_abs, n, eps).code, false};
+}
+
+// ScaleOf(...).code, sooner.
 template <bool kOneNorm, int kOutputs>
 __device__ __forceinline__ CodeScale CodeScaleOf(const NormPartials<kOutputs>& partials, int output,
                                                  float n, float eps) {
   uint32_t bits = 0;
 #pragma unroll
   for (int w = 0; w < kNormWarps; ++w) bits = max(bits, partials.max_bits[output][w]);
-  const float max_abs = BitsToFloat(bits);
-  const float inverse_n = __fdividef(1.0f, n);
-  const float r1 = rsqrtf(fmaf(CrossWarpTreeSum(partials.xx), inverse_n, eps));
-  float estimate = r1 * max_abs;
-  if constexpr (!kOneNorm) {
-    estimate *= rsqrtf(fmaf(r1 * r1 * CrossWarpTreeSum(partials.yy), inverse_n, eps));
-  }
-  constexpr float kLargest = 1e30f;  // leaves out infinity and NaN
-  if (estimate > 2.0f * kMinAbsMax && max_abs < kLargest) return {127.0f / max_abs, true};
-  return {ScaleOf<kOneNorm>(partials, output, n, eps).code, false};
+  const float sum_yy = kOneNorm ? 0.0f : CrossWarpTreeSum(partials.yy);
+  return CodeScaleFrom<kOneNorm>(CrossWarpTreeSum(partials.xx), sum_yy, BitsToFloat(bits), n, eps);
 }
 
 }  // namespace mmfree::cuda

@@ -1,0 +1,123 @@
+#include "server/backends/cuda/cluster_plan.h"
+
+#include <cuda_runtime.h>
+
+#include <limits>
+
+#include "server/backends/cuda/cluster_layout.h"
+#include "server/backends/cuda/layout.h"
+#include "server/base/status_macros.h"
+
+namespace mmfree::cuda {
+namespace {
+
+using Kernels = CudaBackendOptions::Kernels;
+
+constexpr int32_t kVariantRows[] = {2, 4, 8};
+
+// Whether every layer's weights lie like those of the first, `stride` bytes on.
+bool LayersAreAlike(const std::vector<DeviceLayer>& layers, int64_t stride) {
+  for (size_t n = 1; n < layers.size(); ++n) {
+    const DeviceLayer& last = layers[n - 1];
+    if (layers[n].ifg.codes - last.ifg.codes != stride ||
+        layers[n].o.codes - last.o.codes != stride ||
+        layers[n].gate.codes - last.gate.codes != stride ||
+        layers[n].down.codes - last.down.codes != stride) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const DeviceModel& model,
+                                                const Workspace& workspace, Kernels kernels,
+                                                const LaunchContext& context) {
+  ClusterPlan plan;
+  if (kernels != Kernels::kAuto && kernels != Kernels::kCluster) return plan;
+  const std::vector<DeviceLayer>& layers = model.layers();
+  const int64_t stride = layers.size() > 1 ? layers[1].ifg.codes - layers[0].ifg.codes : 0;
+  if (!LayersAreAlike(layers, stride)) return plan;
+  ClusterDecodeArgs args;
+  args.weights = {layers[0].ifg.codes, static_cast<uint32_t>(stride / 16),
+                  static_cast<int32_t>(layers.size())};
+  args.stages[0] = layers[0].ifg;
+  args.stages[1] = layers[0].o;
+  args.stages[2] = layers[0].gate;
+  args.stages[3] = layers[0].down;
+  args.dim = static_cast<int32_t>(config.hidden_size);
+  args.channels = static_cast<int32_t>(config.intermediate_size);
+  args.eps = config.rms_norm_eps;
+  args.norm_floats = NormFloats(args.dim, args.channels);
+  args.h = workspace.h;
+  args.ld_h = workspace.ld_dim;
+  args.states = workspace.states;
+  args.state_stride = workspace.state_stride;
+  args.inputs = workspace.in.rows;
+  args.counts = workspace.in.counts;
+  for (const int32_t rows : kVariantRows) {
+    args.rows = rows;
+    if (PlanClusterDecode(context, &args)) plan.variants_.push_back(args);
+  }
+  if (plan.variants_.empty()) return plan;
+  if (kernels == Kernels::kAuto) {
+    plan.LimitToQuicker(config);
+  } else {
+    plan.max_rows_ = std::numeric_limits<int32_t>::max();
+  }
+  MMFREE_RETURN_IF_ERROR(plan.MakeNorms(model, &args));
+  for (ClusterDecodeArgs& variant : plan.variants_) variant.norms = args.norms;
+  return plan;
+}
+
+// As measured (decision 0207): a block multiplies a sixteenth of a layer's weights, for the rows of
+// its own cluster only. The fewer weights, the sooner that costs less than what it saves, a barrier
+// of the whole device for every product.
+void ClusterPlan::LimitToQuicker(const ModelConfig& config) {
+  const auto rows_at_once = [](const ClusterDecodeArgs& args) { return args.rows * args.clusters; };
+  min_rows_ = config.hidden_size <= 1024 ? 2 : 3;
+  max_rows_ = rows_at_once(config.hidden_size <= 2048 ? variants_.back() : variants_.front());
+  // Decode plans of one or two rows are better for what is larger still.
+  if (config.hidden_size > 2560) max_rows_ = 0;
+}
+
+// Gathers each block's columns of each layer's vectors.
+absl::Status ClusterPlan::MakeNorms(const DeviceModel& model, ClusterDecodeArgs* args) {
+  const std::vector<DeviceLayer>& layers = model.layers();
+  const int64_t floats = static_cast<int64_t>(layers.size()) * kClusterBlocks * args->norm_floats;
+  MMFREE_ASSIGN_OR_RETURN(norms_, DeviceBuffer::Allocate(floats * sizeof(float)));
+  auto* to = reinterpret_cast<float*>(norms_.data());
+  args->norms = to;
+  constexpr size_t kOwnBytes = kClusterLanes * sizeof(float);
+  for (const DeviceLayer& layer : layers) {
+    const float* const vectors[] = {
+        layer.attn_norm, layer.i_norm,   layer.f_norm,    layer.g_norm_in,   layer.g_norm,
+        layer.o_norm,    layer.mlp_norm, layer.gate_norm, layer.lower_bound, layer.down_norm};
+    const float scales[kClusterScales] = {layer.ifg.scale[0],  layer.ifg.scale[1],
+                                          layer.ifg.scale[2],  layer.o.scale[0],
+                                          layer.gate.scale[0], layer.down.scale[0]};
+    for (int32_t block = 0; block < kClusterBlocks; ++block, to += args->norm_floats) {
+      for (int v = kAttnNorm; v <= kDownNorm; ++v) {
+        const int32_t columns = v == kDownNorm ? args->channels : args->dim;
+        MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
+            to + VectorAt(v, args->dim), kOwnBytes, vectors[v] + block * kClusterLanes,
+            kNormLanes * sizeof(float), kOwnBytes, columns / kNormLanes, cudaMemcpyDeviceToDevice));
+      }
+      MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(to + ScalesAt(args->dim, args->channels), scales,
+                                                  sizeof(scales), cudaMemcpyHostToDevice));
+    }
+  }
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
+  return absl::OkStatus();
+}
+
+const ClusterDecodeArgs* ClusterPlan::For(int32_t rows) const {
+  if (rows < min_rows_ || rows > max_rows_) return nullptr;
+  for (const ClusterDecodeArgs& variant : variants_) {
+    if (CeilDiv(rows, variant.rows) <= variant.clusters) return &variant;
+  }
+  return variants_.empty() ? nullptr : &variants_.back();
+}
+
+}  // namespace mmfree::cuda
