@@ -134,6 +134,16 @@ absl::StatusOr<Backends> MakeCpuBackends(const std::shared_ptr<const Model>& mod
   return backends;
 }
 
+#ifdef MMFREE_HAVE_CUDA
+// States of idle sessions that a device keeps.
+int32_t ResidentSlots(const Model& model, const ServerFlags& flags) {
+  if (flags.session_store == "none") return 0;
+  const int64_t state_bytes = model.config().state_floats() * static_cast<int64_t>(sizeof(float));
+  constexpr int64_t kMost = 1 << 20;  // that a backend takes
+  return static_cast<int32_t>(std::min((flags.session_device_mb << 20) / state_bytes, kMost));
+}
+#endif
+
 // The backends that were asked for, one a device, with the reason for the choice in `why`.
 absl::StatusOr<Backends> MakeBackends(const std::shared_ptr<const Model>& model,
                                       const ServerFlags& flags, std::string* why) {
@@ -149,6 +159,7 @@ absl::StatusOr<Backends> MakeBackends(const std::shared_ptr<const Model>& model,
     CudaBackendOptions options;
     options.num_slots = flags.max_sessions;
     options.max_step_tokens = flags.step_token_budget;
+    options.resident_slots = ResidentSlots(*model, flags);
     Backends backends;
     for (const int32_t device : flags.devices) {
       options.device = device;
@@ -189,7 +200,8 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelFlag& flag) {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const ServerFlags& flags,
-                                                   Metrics* metrics, PrefixCache* prefix_cache) {
+                                                   Metrics* metrics, PrefixCache* prefix_cache,
+                                                   SessionMetrics* session_metrics) {
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(flag));
   MMFREE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
                           Tokenizer::Load(flag.directory, model->config().vocab_size));
@@ -197,11 +209,13 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   MMFREE_ASSIGN_OR_RETURN(Backends backends, MakeBackends(model, flags, &why));
   const BackendInfo& info = backends.front()->info();
   Log(LogLevel::kInfo,
-      absl::StrCat("model ", flag.name, ": backend ", info.name, " (", why, "), ",
-                   backends.size() > 1 ? absl::StrCat(backends.size(), " x ") : "",
-                   info.description, ", weights ", Megabytes(info.weight_bytes), ", ",
-                   info.num_slots, " slots of ",
-                   info.state_floats * static_cast<int64_t>(sizeof(float)) / 1024, " KiB state"));
+      absl::StrCat(
+          "model ", flag.name, ": backend ", info.name, " (", why, "), ",
+          backends.size() > 1 ? absl::StrCat(backends.size(), " x ") : "", info.description,
+          ", weights ", Megabytes(info.weight_bytes), ", ", info.num_slots, " slots of ",
+          info.state_floats * static_cast<int64_t>(sizeof(float)) / 1024, " KiB state",
+          info.resident_slots > 0 ? absl::StrCat(", ", info.resident_slots, " of idle sessions")
+                                  : ""));
   Engine::Options options;
   options.model_name = flag.name;
   options.max_batch = flags.max_batch;
@@ -212,6 +226,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const ModelFlag& flag, const 
   options.stalled_reader_timeout = flags.stalled_reader_timeout;
   options.step_time_target = flags.step_time_target;
   options.max_stream_backlog = static_cast<size_t>(flags.max_stream_backlog);
+  options.session_metrics = session_metrics;
   options.prefix_cache = prefix_cache;
   options.prefix_cache_interval = flags.prefix_cache_interval;
   std::vector<std::unique_ptr<Engine>> members;
@@ -378,10 +393,14 @@ absl::Status Serve(const ServerFlags& flags, SignalWaiter* signals) {
   ModelRegistry models;
   for (const ModelFlag& flag : flags.models) {
     absl::StatusOr<std::unique_ptr<Engine>> engine =
-        MakeEngine(flag, flags, metrics.get(), flags.prefix_cache_mb > 0 ? &prefix_cache : nullptr);
+        MakeEngine(flag, flags, metrics.get(), flags.prefix_cache_mb > 0 ? &prefix_cache : nullptr,
+                   session_metrics.get());
     if (!engine.ok()) {
       return absl::Status(engine.status().code(),
                           absl::StrCat("model ", flag.name, ": ", engine.status().message()));
+    }
+    if (sessions != nullptr) {
+      for (const auto& pool : (*engine)->device_pools()) sessions->AddDevice(pool);
     }
     engines.push_back(*std::move(engine));
     MMFREE_RETURN_IF_ERROR(models.Add(engines.back().get()));

@@ -138,6 +138,9 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
                            "MiB of memory for sessions (default 1024): of all of them\nwith the "
                            "memory store, where more are refused; otherwise of\nthe most recently "
                            "used states");
+  set->AddInteger<int64_t>("session_device_mb", &flags->session_device_mb, 0, 1 << 20, "N",
+                           "MiB of each GPU for the most recently used states of sessions\nof each "
+                           "model (default 1024; 0: none)");
 
   set->AddHeading("Limits:");
   set->AddInteger<int64_t>("max_prompt_tokens", &flags->max_prompt_tokens, 1, kMaxInt32, "N",

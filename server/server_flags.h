@@ -56,6 +56,7 @@ struct ServerFlags {
   bool session_salvage = false;
   absl::Duration session_probe_interval = absl::Seconds(10);
   int64_t session_memory_mb = 1024;
+  int64_t session_device_mb = 1024;
 
   int64_t max_prompt_tokens = 1'000'000;
   int64_t max_new_tokens = 65'536;

@@ -118,10 +118,13 @@ struct BackendInfo {
   std::string name;         // "cpu" or "cuda"
   std::string description;  // e.g. "avx512, 2 threads" or "NVIDIA H200, sm_90a"
   int32_t num_slots = 0;
+  // Further slots, numbered from num_slots on, that hold states at rest: CopySlot takes them,
+  // ReadResident reads them, and rows cannot use them.
+  int32_t resident_slots = 0;
   int64_t state_floats = 0;     // per slot: num_layers * hidden_size
   int32_t max_step_tokens = 0;  // summed over a step's rows
   int64_t weight_bytes = 0;     // on the device
-  int64_t state_bytes = 0;      // all slots
+  int64_t state_bytes = 0;      // all slots, resident ones included
 };
 
 // Threading: calls are serialized by the caller (the step thread owns the backend). Errors: a call
@@ -145,10 +148,18 @@ class Backend {
 
   // Sets a slot to the state before any token. Every slot starts so.
   virtual absl::Status ZeroSlot(int32_t slot) = 0;
+  // Does not wait on a device: what the caller does next comes after it.
   virtual absl::Status CopySlot(int32_t from, int32_t to) = 0;
   // The state, [num_layers, hidden_size] fp32, exactly.
   virtual absl::Status ReadSlot(int32_t slot, absl::Span<float> state) = 0;
   virtual absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) = 0;
+
+  // Reads the state that was last copied to a resident slot. Unlike every other call from any
+  // thread, at any time after that copy was asked for, several at once; it holds up no step.
+  // Nothing may be copied to the slot meanwhile.
+  virtual absl::Status ReadResident(int32_t /*slot*/, absl::Span<float> /*state*/) {
+    return absl::UnimplementedError("this backend has no resident slots");
+  }
 };
 
 }  // namespace mmfree

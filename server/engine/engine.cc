@@ -34,6 +34,20 @@ Vocabulary VocabularyOf(const Tokenizer& tokenizer, int64_t vocab_size) {
   return {trie, std::make_shared<const TokenTrie>(std::move(first))};
 }
 
+// Null when the backend keeps no states at rest. `backend` outlives the use of the pool's places.
+std::shared_ptr<DevicePool> MakeDevicePool(Backend* backend, SessionMetrics* metrics) {
+  const BackendInfo& info = backend->info();
+  if (info.resident_slots == 0) return nullptr;
+  DevicePool::Options options;
+  options.first_slot = info.num_slots;
+  options.num_slots = info.resident_slots;
+  options.state_floats = info.state_floats;
+  options.read = [backend](int32_t slot, absl::Span<float> state) {
+    return backend->ReadResident(slot, state);
+  };
+  return std::make_shared<DevicePool>(std::move(options), metrics);
+}
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(Options options, std::shared_ptr<const Model> model,
@@ -42,7 +56,11 @@ class EngineImpl final : public Engine {
       : options_(std::move(options)),
         model_(std::move(model)),
         tokenizer_(std::move(tokenizer)),
+        device_pool_(MakeDevicePool(backend.get(), options_.session_metrics)),
         loop_(LoopOptions(), std::move(backend), metrics) {}
+  ~EngineImpl() override {
+    if (device_pool_ != nullptr) device_pool_->Close();
+  }
 
   absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                        std::shared_ptr<GenerationSink> sink) override {
@@ -86,6 +104,11 @@ class EngineImpl final : public Engine {
             .prompt_tokens = options_.max_queue_tokens};
   }
 
+  std::vector<std::shared_ptr<DevicePool>> device_pools() const override {
+    if (device_pool_ == nullptr) return {};
+    return {device_pool_};
+  }
+
   const std::string& model_name() const override { return options_.model_name; }
   const Model& model() const override { return *model_; }
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
@@ -108,6 +131,7 @@ class EngineImpl final : public Engine {
     loop.prefixes.cache = options_.prefix_cache;
     loop.prefixes.model_digest = model_->digest();
     loop.prefixes.interval = options_.prefix_cache_interval;
+    loop.device_pool = device_pool_.get();
     loop.clock = options_.clock;
     loop.fault_listener = [this] { BecomeUnhealthy(); };
     return loop;
@@ -123,6 +147,7 @@ class EngineImpl final : public Engine {
   mutable ConstraintCache constraints_{
       [this] { return VocabularyOf(*tokenizer_, model_->config().vocab_size); }};
   std::atomic<bool> healthy_{true};
+  const std::shared_ptr<DevicePool> device_pool_;
   StepLoop loop_;  // last: its threads use what is above
 };
 

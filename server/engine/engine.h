@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -14,10 +15,12 @@
 #include "server/backends/backend.h"
 #include "server/base/clock.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/session_metrics.h"
 #include "server/model/model.h"
 #include "server/prefix_cache/prefix_cache.h"
 #include "server/sampling/constraint.h"
 #include "server/scheduler/request.h"
+#include "server/sessions/device_pool.h"
 #include "server/tokenizer/tokenizer.h"
 
 namespace mmfree {
@@ -39,8 +42,9 @@ class Engine {
         absl::Seconds(60);                                     // then a paused request is cancelled
     absl::Duration step_time_target = absl::Milliseconds(50);  // as StepLoop::Options
     int32_t delivery_threads = 1;
-    PrefixCache* prefix_cache = nullptr;  // of any number of engines; must outlive them
-    int32_t prefix_cache_interval = 256;  // as PrefixSharing::Options
+    PrefixCache* prefix_cache = nullptr;        // of any number of engines; must outlive them
+    int32_t prefix_cache_interval = 256;        // as PrefixSharing::Options
+    SessionMetrics* session_metrics = nullptr;  // of device_pools(); null: none
     const Clock* clock = Clock::Real();
     // Called once with false, when the engine becomes unhealthy: by the step thread after a device
     // fault, by Drain's caller before admission stops. Must not call the engine.
@@ -101,6 +105,10 @@ class Engine {
     int64_t prompt_tokens = 0;  // of one request
   };
   virtual Limits limits() const = 0;
+
+  // What keeps states of sessions on its devices; empty: nothing does. They stay valid, and take
+  // nothing any longer, when the engine is gone.
+  virtual std::vector<std::shared_ptr<DevicePool>> device_pools() const { return {}; }
 
   virtual const std::string& model_name() const = 0;
   virtual const Model& model() const = 0;

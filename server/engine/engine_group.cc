@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,18 +20,31 @@ double Demand(const Engine::Load& load) {
   return static_cast<double>(load.running + load.queued) / load.slots_total;
 }
 
+bool Has(const Engine& engine, const DevicePool* wanted) {
+  const std::vector<std::shared_ptr<DevicePool>> pools = engine.device_pools();
+  return std::any_of(pools.begin(), pools.end(),
+                     [wanted](const auto& pool) { return pool.get() == wanted; });
+}
+
 BackendInfo Combined(const std::vector<std::unique_ptr<Engine>>& members) {
   BackendInfo info = members.front()->backend_info();
   info.description = absl::StrCat(members.size(), " x ", info.description);
   for (size_t i = 1; i < members.size(); ++i) {
     const BackendInfo& member = members[i]->backend_info();
     info.num_slots += member.num_slots;
+    info.resident_slots += member.resident_slots;
     info.weight_bytes += member.weight_bytes;
     info.state_bytes += member.state_bytes;
     info.max_step_tokens = std::min(info.max_step_tokens, member.max_step_tokens);
   }
   return info;
 }
+
+// Where the state is that a request goes on from, when that is a device.
+const DevicePool* HomeOf(const GenerationRequest& request) {
+  return request.device_state == nullptr ? nullptr : request.device_state->pool();
+}
+const DevicePool* HomeOf(const ScoreRequest& /*request*/) { return nullptr; }
 
 class EngineGroup final : public Engine {
  public:
@@ -99,6 +113,16 @@ class EngineGroup final : public Engine {
     return sum;
   }
 
+  std::vector<std::shared_ptr<DevicePool>> device_pools() const override {
+    std::vector<std::shared_ptr<DevicePool>> pools;
+    for (const std::unique_ptr<Engine>& member : members_) {
+      for (std::shared_ptr<DevicePool>& pool : member->device_pools()) {
+        pools.push_back(std::move(pool));
+      }
+    }
+    return pools;
+  }
+
   const std::string& model_name() const override { return members_.front()->model_name(); }
   const Model& model() const override { return members_.front()->model(); }
   const Tokenizer& tokenizer() const override { return members_.front()->tokenizer(); }
@@ -106,11 +130,14 @@ class EngineGroup final : public Engine {
   ConstraintCache* constraints() const override { return members_.front()->constraints(); }
 
  private:
-  // Members in the order in which a request asks them: healthy ones first, then by demand.
-  std::vector<size_t> Order() const {
-    std::vector<std::pair<bool, double>> keys;
+  // Members in the order in which a request asks them: healthy ones first, then the one that has
+  // its state and a free slot, then by demand.
+  std::vector<size_t> Order(const DevicePool* home) const {
+    std::vector<std::tuple<bool, bool, double>> keys;
     for (const std::unique_ptr<Engine>& member : members_) {
-      keys.emplace_back(!member->healthy(), Demand(member->load()));
+      const double demand = Demand(member->load());
+      const bool at_home = home != nullptr && demand < 1 && Has(*member, home);
+      keys.emplace_back(!member->healthy(), !at_home, demand);
     }
     std::vector<size_t> order(members_.size());
     std::iota(order.begin(), order.end(), size_t{0});
@@ -125,7 +152,7 @@ class EngineGroup final : public Engine {
       absl::StatusOr<RequestHandle> (Engine::*submit)(Request, std::shared_ptr<Sink>)) {
     absl::Status refusal;
     absl::Duration retry_after = absl::InfiniteDuration();
-    for (const size_t index : Order()) {
+    for (const size_t index : Order(HomeOf(request))) {
       const absl::StatusOr<RequestHandle> handle = (members_[index].get()->*submit)(request, sink);
       if (handle.ok()) return *handle * members_.size() + index;
       absl::Status status = handle.status();

@@ -5,6 +5,7 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <array>
 #include <map>
 #include <string>
 #include <utility>
@@ -51,6 +52,25 @@ class SessionMetricsImpl final : public SessionMetrics {
         cache_bytes_(AddGauge(r, "mmfree_session_host_cache_bytes",
                               "States of sessions held in memory in front of the store, in bytes.")
                          .Add({})),
+        cache_states_(AddGauge(r, "mmfree_session_host_cache_states",
+                               "States of sessions held in memory in front of the store. Unit: "
+                               "states.")
+                          .Add({})),
+        device_bytes_(AddGauge(r, "mmfree_session_device_bytes",
+                               "States of idle sessions in the memory of devices, in bytes.")
+                          .Add({})),
+        device_states_(AddGauge(r, "mmfree_session_device_states",
+                                "States of idle sessions in the memory of devices. Unit: states.")
+                           .Add({})),
+        resumes_(AddCounter(r, "mmfree_session_resumes_total",
+                            "Turns that went on from a state, by where it was: device, host, "
+                            "store. Unit: turns.")),
+        resumed_{&resumes_.Add({{"tier", "device"}}), &resumes_.Add({{"tier", "host"}}),
+                 &resumes_.Add({{"tier", "store"}})},
+        evictions_(AddCounter(r, "mmfree_session_evictions_total",
+                              "States that made room for others, by the tier that they left: "
+                              "device, host. Unit: states.")),
+        evicted_{&evictions_.Add({{"tier", "device"}}), &evictions_.Add({{"tier", "host"}})},
         cache_(AddCounter(r, "mmfree_session_host_cache_total",
                           "States that were needed, by result: hit, or miss and read from the "
                           "store. Unit: states.")),
@@ -97,8 +117,19 @@ class SessionMetricsImpl final : public SessionMetrics {
   void CountTurn(absl::string_view outcome) override {
     turns_.Add({{"outcome", std::string(outcome)}}).Increment();
   }
-  void SetHostCacheBytes(int64_t bytes) override { cache_bytes_.Set(static_cast<double>(bytes)); }
+  void SetHostCache(int64_t states, int64_t bytes) override {
+    cache_states_.Set(static_cast<double>(states));
+    cache_bytes_.Set(static_cast<double>(bytes));
+  }
   void CountHostCache(bool hit) override { (hit ? hits_ : misses_).Increment(); }
+  void AddDeviceStates(int64_t states, int64_t bytes) override {
+    device_states_.Increment(static_cast<double>(states));
+    device_bytes_.Increment(static_cast<double>(bytes));
+  }
+  void CountResume(Tier tier) override { resumed_[static_cast<size_t>(tier)]->Increment(); }
+  void CountEvictions(Tier tier, int64_t states) override {
+    evicted_[static_cast<size_t>(tier)]->Increment(static_cast<double>(states));
+  }
   void ObserveStore(absl::string_view operation, absl::string_view outcome,
                     absl::Duration time) override {
     const Call call(operation, outcome);
@@ -118,6 +149,13 @@ class SessionMetricsImpl final : public SessionMetrics {
   Counter& expired_;
   Family<Counter>& turns_;
   Gauge& cache_bytes_;
+  Gauge& cache_states_;
+  Gauge& device_bytes_;
+  Gauge& device_states_;
+  Family<Counter>& resumes_;
+  const std::array<Counter*, 3> resumed_;  // by Tier
+  Family<Counter>& evictions_;
+  const std::array<Counter*, 2> evicted_;  // by Tier
   Family<Counter>& cache_;
   Counter& hits_;
   Counter& misses_;

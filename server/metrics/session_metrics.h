@@ -32,9 +32,18 @@ class SessionMetrics {
   // "conflict" (another change came first, a deletion among them), "store_unavailable".
   virtual void CountTurn(absl::string_view outcome) = 0;
 
+  // Places of states, quickest first.
+  enum class Tier : uint8_t { kDevice, kHost, kStore };
+
   // The host cache: what it holds, and whether a state that was needed was in it.
-  virtual void SetHostCacheBytes(int64_t bytes) = 0;
+  virtual void SetHostCache(int64_t states, int64_t bytes) = 0;
   virtual void CountHostCache(bool hit) = 0;
+  // States of sessions on devices: added (or, negative, taken away).
+  virtual void AddDeviceStates(int64_t states, int64_t bytes) = 0;
+  // A turn found its state there.
+  virtual void CountResume(Tier tier) = 0;
+  // States that left kDevice or kHost for others.
+  virtual void CountEvictions(Tier tier, int64_t states) = 0;
 
   // A call of the store. `operation`: "read", "read_checkpoint", "commit", "delete", "list",
   // "remove_expired", "probe"; `outcome`: "ok", "refused" (an answer about a session: there is

@@ -79,6 +79,7 @@ GenerationRequest CandidateGroup::PromptRequest() const {
   out.sampler = nullptr;
   out.stop_condition = nullptr;
   out.final_state = prompt_state_;
+  out.final_on_device = false;
   return out;
 }
 

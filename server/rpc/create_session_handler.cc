@@ -123,6 +123,7 @@ class CreateSessionReactor final : public grpc::ServerUnaryReactor {
     request.request_id = RequestIdOr("");
     request.prompt = prompt_;
     request.final_state = final_state_;
+    request.final_on_device = true;
     request.caller = call_.caller();
     request.cache_salt = request_->cache_salt();
     request.deadline = call_.deadline();
@@ -155,10 +156,20 @@ class CreateSessionReactor final : public grpc::ServerUnaryReactor {
   void OnPromptDone(const absl::Status& status) {
     if (!status.ok()) {
       Finish(call_.Finish(WithEngineRetryDelay(status, *engine_)));
-    } else if (!call_.env().session_threads->Schedule(
-                   [this] { Create(NextState(SessionState(), prompt_, final_state_.get())); })) {
+    } else if (!call_.env().session_threads->Schedule([this] { CreateAfterPrompt(); })) {
       Finish(call_.Finish(SessionThreadsBusy()));
     }
+  }
+
+  // On a session thread.
+  void CreateAfterPrompt() {
+    const absl::StatusOr<SessionState> state =
+        NextState(SessionState(), prompt_, final_state_.get());
+    if (!state.ok()) {
+      Finish(call_.Finish(state.status()));
+      return;
+    }
+    Create(*state);
   }
 
   // On a session thread.

@@ -97,7 +97,9 @@ void ToProto(const SessionInfo& info, v1::Session* out) {
   out->set_turn(info.turn);
   out->set_oldest_turn(info.oldest_turn);
   out->set_busy(info.busy);
-  out->set_tier(info.tier == SessionTier::kHost ? v1::SESSION_TIER_HOST : v1::SESSION_TIER_STORE);
+  out->set_tier(info.tier == SessionTier::kDevice ? v1::SESSION_TIER_DEVICE
+                : info.tier == SessionTier::kHost ? v1::SESSION_TIER_HOST
+                                                  : v1::SESSION_TIER_STORE);
   out->set_bytes(info.bytes);
   ToProto(info.create_time, out->mutable_create_time());
   ToProto(info.last_use_time, out->mutable_last_use_time());

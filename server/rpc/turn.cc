@@ -18,16 +18,18 @@ ModelShape ShapeOf(const Engine& engine) {
           .vocab_size = engine.model().config().vocab_size};
 }
 
-SessionState NextState(const SessionState& start, absl::Span<const int32_t> prompt,
-                       FinalState* final_state) {
+namespace {
+
+// What NextState is but for the state.
+SessionState NextContext(const SessionState& start, absl::Span<const int32_t> prompt,
+                         const FinalState& final_state) {
   SessionState next;
-  next.state = std::move(final_state->state);
-  next.token_count = start.token_count + final_state->fed;
-  next.pending = final_state->pending;
+  next.token_count = start.token_count + final_state.fed;
+  next.pending = final_state.pending;
   next.turn = start.turn;
   // The last tokens of: those before, the prompt, the output, without what is pending.
   std::vector<int32_t>& last = next.last_tokens;
-  const std::vector<int32_t>& emitted = final_state->emitted;
+  const std::vector<int32_t>& emitted = final_state.emitted;
   last.assign(emitted.begin(), emitted.end());
   const size_t wanted = kMaxLastTokens + next.pending.size();
   if (last.size() < wanted) {
@@ -41,6 +43,17 @@ SessionState NextState(const SessionState& start, absl::Span<const int32_t> prom
                 start.last_tokens.end());
   }
   if (last.size() > kMaxLastTokens) last.erase(last.begin(), last.end() - kMaxLastTokens);
+  return next;
+}
+
+}  // namespace
+
+absl::StatusOr<SessionState> NextState(const SessionState& start, absl::Span<const int32_t> prompt,
+                                       FinalState* final_state) {
+  SessionState next = NextContext(start, prompt, *final_state);
+  next.state = std::move(final_state->state);
+  next.device = std::move(final_state->device);
+  if (next.device != nullptr) MMFREE_RETURN_IF_ERROR(next.device->Read(&next.state));
   return next;
 }
 
@@ -92,8 +105,11 @@ void Turn::Attach(GenerationRequest* request, std::shared_ptr<const TextStop> st
   prompt_ = request->prompt;
   final_state_ = std::make_shared<FinalState>();
   request->final_state = final_state_;
+  request->final_on_device = true;
   request->first_position = static_cast<uint64_t>(start_.token_count);
-  if (!start_.state.empty()) {
+  if (start_.device != nullptr) {
+    request->device_state = std::move(start_.device);
+  } else if (!start_.state.empty()) {
     request->initial_state = std::make_shared<const std::vector<float>>(std::move(start_.state));
   }
 }
@@ -102,10 +118,7 @@ std::unique_ptr<Turn> Turn::Fork(const FinalState& after_prompt) const {
   std::unique_ptr<Turn> turn(new Turn(env_, request_));
   turn->engine_ = engine_;
   // The request brings the state itself.
-  FinalState without_state;
-  without_state.fed = after_prompt.fed;
-  without_state.pending = after_prompt.pending;
-  turn->start_ = NextState(start_, prompt_, &without_state);
+  turn->start_ = NextContext(start_, prompt_, after_prompt);
   return turn;
 }
 
@@ -136,7 +149,7 @@ absl::Status Turn::Cut(std::vector<int32_t>* pending) const {
 }
 
 absl::Status Turn::Finish(v1::GenerationFinished* finished) {
-  SessionState next = NextState(start_, prompt_, final_state_.get());
+  MMFREE_ASSIGN_OR_RETURN(SessionState next, NextState(start_, prompt_, final_state_.get()));
   ++next.turn;
   if (finished->finish_reason() == v1::FINISH_REASON_STOP_STRING) {
     MMFREE_RETURN_IF_ERROR(Cut(&next.pending));

@@ -25,9 +25,9 @@ namespace mmfree {
 ModelShape ShapeOf(const Engine& engine);
 
 // The context after `start`, what was fed and what `final_state` says, all of its pending tokens
-// included. Takes its state.
-SessionState NextState(const SessionState& start, absl::Span<const int32_t> prompt,
-                       FinalState* final_state);
+// included. Takes its state, which it reads when that is on a device: blocks, with its errors.
+absl::StatusOr<SessionState> NextState(const SessionState& start, absl::Span<const int32_t> prompt,
+                                       FinalState* final_state);
 
 // Its destruction without Finish leaves a session as it was. Used by one thread at a time.
 class Turn {

@@ -28,8 +28,8 @@ PrefixSharing::PrefixSharing(Options options, ModelMetrics* metrics)
 
 std::string PrefixSharing::SpaceOf(const GenerationRequest& request) const {
   if (options_.cache == nullptr || request.first_position != 0 ||
-      request.initial_state != nullptr || request.prompt_logprobs ||
-      static_cast<int64_t>(request.prompt.size()) <= kLeastGain) {
+      request.initial_state != nullptr || request.device_state != nullptr ||
+      request.prompt_logprobs || static_cast<int64_t>(request.prompt.size()) <= kLeastGain) {
     return "";
   }
   return PrefixSpace(options_.model_digest, request.caller, request.cache_salt);

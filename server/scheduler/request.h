@@ -15,6 +15,7 @@
 #include "server/backends/backend.h"
 #include "server/sampling/request_sampler.h"
 #include "server/scheduler/priority.h"
+#include "server/sessions/device_pool.h"
 
 namespace mmfree {
 
@@ -44,8 +45,10 @@ class StopCondition {
 // Where a generation leaves its context, for a caller that goes on from it later. The context is
 // what came before, the prompt, and the emitted tokens.
 struct FinalState {
-  std::vector<float> state;  // [state_floats], after `fed` tokens
-  int64_t fed = 0;           // tokens of the prompt and then of the output that `state` has
+  std::vector<float> state;  // [state_floats], after `fed` tokens; empty with `device`
+  // Instead of `state`, with final_on_device, when there was room: where a copy of it is.
+  std::shared_ptr<const DevicePlace> device;
+  int64_t fed = 0;  // tokens of the prompt and then of the output that `state` has
   // Emitted tokens after those, or the prompt's last one: at most one, except with kStopString.
   // Then it is all since a place that was settled, and the stop condition's owner knows how many of
   // them are part of the context.
@@ -80,9 +83,14 @@ struct GenerationRequest {
   // the state before any token.
   uint64_t first_position = 0;
   std::shared_ptr<const std::vector<float>> initial_state;
+  // The same on a device, instead of initial_state. On another device than this engine's it is read
+  // in Submit, which then blocks.
+  std::shared_ptr<const DevicePlace> device_state;
   // Filled in before the sink is told of a clean end, and not touched afterwards. Null: not wanted.
   // With max_new_tokens = 0 the prompt's last token is left pending.
   std::shared_ptr<FinalState> final_state;
+  // final_state's owner can take its state from the device, so that no step waits for it.
+  bool final_on_device = false;
   Priority priority = Priority::kNormal;
   std::string caller;      // whose share of the service it counts against; any text
   std::string cache_salt;  // prefixes are shared with requests of this caller and salt only

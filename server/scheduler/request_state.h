@@ -56,9 +56,12 @@ struct RequestState : SchedulerEntry {
   // The state before tokens[fed] when its first step comes; null: before any token. Let go once it
   // is in the slot.
   SharedState initial_state;
-  std::shared_ptr<FinalState> final_state;  // filled by the step thread; null: not wanted
+  std::shared_ptr<const DevicePlace> device_state;  // likewise, on this loop's device; or null
+  std::shared_ptr<FinalState> final_state;          // filled by the step thread; null: not wanted
 
   PrefixState prefix;
+
+  bool final_on_device = false;  // as GenerationRequest's
 
   // What FinalState is read at while the prompt is fed; 0: not then.
   int64_t final_boundary() const {

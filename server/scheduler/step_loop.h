@@ -54,6 +54,8 @@ class StepLoop {
     int32_t delivery_threads = 1;
     int64_t vocab_size = 0;
     PrefixSharing::Options prefixes;
+    // Of the backend's resident slots; null: it has none. Must outlive the loop.
+    DevicePool* device_pool = nullptr;
     const Clock* clock = Clock::Real();
     std::function<void()> fault_listener;  // called once, by the step thread
   };

@@ -65,7 +65,11 @@ absl::Status StepLoop::MoveStates(absl::Time start) {
 // Gives the slot of a request that is fed for the first time the state after request->fed tokens of
 // its prompt.
 absl::Status StepLoop::InitializeSlot(RequestState* request) {
-  if (request->initial_state == nullptr) {
+  if (request->device_state != nullptr) {
+    MMFREE_RETURN_IF_ERROR(backend_->CopySlot(request->device_state->slot(), request->slot));
+    // Whoever gets the place next is copied to it after this.
+    request->device_state.reset();
+  } else if (request->initial_state == nullptr) {
     MMFREE_RETURN_IF_ERROR(backend_->ZeroSlot(request->slot));
   } else {
     MMFREE_RETURN_IF_ERROR(backend_->WriteSlot(request->slot, *request->initial_state));
@@ -92,11 +96,16 @@ void StepLoop::CaptureState(RequestState* request) {
 
 void StepLoop::ReadFinalState(RequestState* request, int64_t fed, std::vector<int32_t> pending) {
   FinalState& out = *request->final_state;
-  out.state.resize(static_cast<size_t>(backend_->info().state_floats));
-  request->read_status = TakeBackRejected(request);
-  request->read_status.Update(backend_->ReadSlot(request->slot, absl::MakeSpan(out.state)));
   out.fed = fed;
   out.pending = std::move(pending);
+  request->read_status = TakeBackRejected(request);
+  if (request->final_on_device && out.device == nullptr) out.device = options_.device_pool->Take();
+  if (out.device != nullptr) {
+    request->read_status.Update(backend_->CopySlot(request->slot, out.device->slot()));
+    return;
+  }
+  out.state.resize(static_cast<size_t>(backend_->info().state_floats));
+  request->read_status.Update(backend_->ReadSlot(request->slot, absl::MakeSpan(out.state)));
 }
 
 void StepLoop::HoldFinalState(RequestState* request) {
@@ -242,6 +251,7 @@ void StepLoop::HandleFault(const absl::Status& fault, absl::Time now) {
   // A refused call changed nothing: it is a fault of this program, and the device still serves.
   if (absl::IsInvalidArgument(fault)) return;
   broken_ = true;
+  if (options_.device_pool != nullptr) options_.device_pool->Close();
   {
     absl::MutexLock lock(&mutex_);
     faulted_ = true;

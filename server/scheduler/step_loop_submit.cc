@@ -45,7 +45,16 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   state->prefix.space = sharing_.SpaceOf(request);
   state->first_position = request.first_position;
   state->initial_state = std::move(request.initial_state);
+  absl::Status valid = absl::OkStatus();
+  if (request.device_state != nullptr && request.device_state->pool() != options_.device_pool) {
+    auto copy = std::make_shared<std::vector<float>>();
+    valid = request.device_state->Read(copy.get());
+    state->initial_state = std::move(copy);
+  } else {
+    state->device_state = std::move(request.device_state);
+  }
   state->final_state = std::move(request.final_state);
+  state->final_on_device = request.final_on_device && options_.device_pool != nullptr;
   state->priority = request.priority;
   state->caller = std::move(request.caller);
   state->tokens = std::move(request.prompt);
@@ -76,7 +85,6 @@ absl::StatusOr<RequestHandle> StepLoop::Submit(GenerationRequest request,
   // has something to feed: the state is read before it.
   state->chunk_boundary = state->final_boundary();
 
-  absl::Status valid = absl::OkStatus();
   if (state->tokens.empty()) valid = absl::InvalidArgumentError("the prompt has no token");
   if (state->max_new_tokens < 0) valid = absl::InvalidArgumentError("max_new_tokens is negative");
   if (state->end_tokens.size() > kMaxBannedTokens) {

@@ -17,13 +17,15 @@ bool HostCache::Contains(uint64_t revision) const {
   return by_revision_.contains(revision);
 }
 
-void HostCache::Put(uint64_t revision, SharedBytes bytes) {
+int64_t HostCache::Put(uint64_t revision, SharedBytes bytes) {
   absl::MutexLock lock(&mutex_);
   EraseLocked(revision);
   entries_.push_front({revision, std::move(bytes)});
   by_revision_[revision] = entries_.begin();
   bytes_ += Cost(entries_.front());
-  while (bytes_ > max_bytes_) EraseLocked(entries_.back().revision);
+  int64_t evicted = 0;
+  for (; bytes_ > max_bytes_; ++evicted) EraseLocked(entries_.back().revision);
+  return evicted;
 }
 
 void HostCache::Erase(uint64_t revision) {
@@ -34,6 +36,11 @@ void HostCache::Erase(uint64_t revision) {
 int64_t HostCache::bytes() const {
   absl::MutexLock lock(&mutex_);
   return bytes_;
+}
+
+int64_t HostCache::states() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int64_t>(entries_.size());
 }
 
 void HostCache::EraseLocked(uint64_t revision) {

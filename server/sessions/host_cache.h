@@ -24,10 +24,12 @@ class HostCache {
   // Null when it is not here.
   SharedBytes Get(uint64_t revision);
   bool Contains(uint64_t revision) const;
-  void Put(uint64_t revision, SharedBytes bytes);
+  // How many had to leave for it, itself among them when it alone is above the budget.
+  int64_t Put(uint64_t revision, SharedBytes bytes);
   void Erase(uint64_t revision);
 
   int64_t bytes() const;
+  int64_t states() const;
 
  private:
   struct Entry {

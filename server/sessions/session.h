@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,9 +34,14 @@ inline constexpr size_t kMaxLastTokens = 1024;
 // Tokens of a context that may wait to be fed: far more than a stop string goes through.
 inline constexpr size_t kMaxPendingTokens = 1 << 16;
 
+class DevicePlace;  // device_pool.h
+
 // A context between two turns.
 struct SessionState {
-  std::vector<float> state;          // [num_layers, hidden_size]; empty: nothing was fed
+  // [num_layers, hidden_size]; empty: nothing was fed, or the state is only on the device.
+  std::vector<float> state;
+  // The same state on a device, or null.
+  std::shared_ptr<const DevicePlace> device;
   int64_t token_count = 0;           // tokens fed: the position of the next one
   std::vector<int32_t> pending;      // tokens of the context that are not fed yet; few
   std::vector<int32_t> last_tokens;  // the last ones fed, oldest first; at most kMaxLastTokens
@@ -51,7 +57,8 @@ struct ModelShape {
   int64_t vocab_size = 0;
 };
 
-enum class SessionTier : uint8_t { kHost, kStore };
+// Where the present state is quickest at hand.
+enum class SessionTier : uint8_t { kDevice, kHost, kStore };
 
 // A session as its owner may know it.
 struct SessionInfo {

@@ -37,6 +37,16 @@ absl::Status TurnNotKept(const SessionRecord& record, uint64_t turn) {
                                           " to ", record.present().turn, " are"));
 }
 
+SessionState WithoutState(const SessionState& context) {
+  SessionState copy;
+  copy.device = context.device;
+  copy.token_count = context.token_count;
+  copy.pending = context.pending;
+  copy.last_tokens = context.last_tokens;
+  copy.turn = context.turn;
+  return copy;
+}
+
 // The place of a session in a list that is most recently used first.
 using ListKey = std::pair<int64_t, std::string>;
 
@@ -112,9 +122,13 @@ int64_t SessionTable::busy() const {
 
 SessionInfo SessionTable::InfoOf(const SessionRecord& record) const {
   SessionInfo info = record.Info();
-  info.tier = store_->in_memory() || cache_.Contains(record.present().revision)
-                  ? SessionTier::kHost
-                  : SessionTier::kStore;
+  const uint64_t revision = record.present().revision;
+  const bool on_device =
+      std::any_of(devices_.begin(), devices_.end(),
+                  [revision](const auto& pool) { return pool->Contains(revision); });
+  info.tier = on_device                                          ? SessionTier::kDevice
+              : store_->in_memory() || cache_.Contains(revision) ? SessionTier::kHost
+                                                                 : SessionTier::kStore;
   absl::MutexLock lock(&mutex_);
   info.busy = holds_.contains(record.name);
   return info;
@@ -133,14 +147,16 @@ absl::StatusOr<SessionTable::Loaded> SessionTable::Load(const SessionName& name)
 }
 
 absl::StatusOr<SharedBytes> SessionTable::LoadCheckpoint(const SessionName& name,
-                                                         const KeptTurn& turn) {
+                                                         const KeptTurn& turn, SessionTier* tier) {
   SharedBytes bytes = cache_.Get(turn.revision);
   if (!store_->in_memory()) metrics_->CountHostCache(bytes != nullptr);
+  if (tier != nullptr) {
+    *tier = store_->in_memory() || bytes != nullptr ? SessionTier::kHost : SessionTier::kStore;
+  }
   if (bytes != nullptr) return bytes;
   absl::StatusOr<SharedBytes> stored = store_->ReadCheckpoint(name, turn.revision);
   if (stored.ok()) {
-    cache_.Put(turn.revision, *stored);
-    metrics_->SetHostCacheBytes(cache_.bytes());
+    UpdateHostCache(cache_.Put(turn.revision, *stored));
     return stored;
   }
   if (!absl::IsNotFound(stored.status())) return stored.status();
@@ -152,6 +168,33 @@ absl::StatusOr<SharedBytes> SessionTable::LoadCheckpoint(const SessionName& name
   if (!named) return SessionMovedOn(name);
   return absl::DataLossError(absl::StrCat("the state of session \"", name.id, "\" at turn ",
                                           turn.turn, " is not in the store"));
+}
+
+std::shared_ptr<const SessionState> SessionTable::FindOnDevice(uint64_t revision) {
+  for (const std::shared_ptr<DevicePool>& pool : devices_) {
+    if (auto context = pool->Get(revision); context != nullptr) return context;
+  }
+  return nullptr;
+}
+
+void SessionTable::KeepOnDevice(uint64_t revision, SessionState context) {
+  for (const std::shared_ptr<DevicePool>& pool : devices_) {
+    if (context.device != nullptr && context.device->pool() == pool.get()) {
+      pool->Put(revision, std::move(context));
+      return;
+    }
+  }
+}
+
+void SessionTable::Forget(uint64_t revision) {
+  cache_.Erase(revision);
+  for (const std::shared_ptr<DevicePool>& pool : devices_) pool->Erase(revision);
+}
+
+void SessionTable::UpdateHostCache(int64_t evicted) {
+  if (store_->in_memory()) return;
+  if (evicted > 0) metrics_->CountEvictions(SessionMetrics::Tier::kHost, evicted);
+  metrics_->SetHostCache(cache_.states(), cache_.bytes());
 }
 
 SharedBytes SessionTable::Serialize(const SessionState& state, const std::string& model_digest) {
@@ -175,15 +218,15 @@ absl::Status SessionTable::Commit(const SessionRecord& record, std::optional<uin
   change.checkpoint = checkpoint;
   change.obsolete = std::move(obsolete);
   MMFREE_RETURN_IF_ERROR(store_->Commit(change));
-  for (const uint64_t gone : change.obsolete) cache_.Erase(gone);
-  if (checkpoint != nullptr) cache_.Put(revision, std::move(checkpoint));
-  metrics_->SetHostCacheBytes(cache_.bytes());
+  for (const uint64_t gone : change.obsolete) Forget(gone);
+  UpdateHostCache(checkpoint == nullptr ? 0 : cache_.Put(revision, std::move(checkpoint)));
   return absl::OkStatus();
 }
 
 // --- Operations ---------------------------------------------------------------------------------
 
-absl::StatusOr<SessionInfo> SessionTable::CreateWith(SessionRecord record, SharedBytes checkpoint) {
+absl::StatusOr<SessionInfo> SessionTable::CreateWith(SessionRecord record, SharedBytes checkpoint,
+                                                     const SessionState& context) {
   if (record.name.id.empty()) {
     record.name.id = absl::StrFormat("%016x%016x", NewRevision(), NewRevision());
   }
@@ -194,6 +237,7 @@ absl::StatusOr<SessionInfo> SessionTable::CreateWith(SessionRecord record, Share
   present.revision = revision;
   present.bytes = static_cast<int64_t>(checkpoint->size());
   MMFREE_RETURN_IF_ERROR(Commit(record, std::nullopt, revision, std::move(checkpoint), {}));
+  KeepOnDevice(revision, WithoutState(context));
   UpdateStored();
   return InfoOf(record);
 }
@@ -208,7 +252,7 @@ absl::StatusOr<SessionInfo> SessionTable::Create(SessionName name, const std::st
   record.model_digest = model_digest;
   record.ttl = ttl.value_or(options_.ttl);
   record.kept = {{.turn = state.turn, .token_count = state.context_tokens()}};
-  return CreateWith(std::move(record), Serialize(state, model_digest));
+  return CreateWith(std::move(record), Serialize(state, model_digest), state);
 }
 
 absl::StatusOr<SessionInfo> SessionTable::Get(const SessionName& name) {
@@ -253,7 +297,9 @@ absl::StatusOr<SessionInfo> SessionTable::Fork(const SessionName& source,
   copy.name = std::move(new_name);
   copy.kept = {*kept};
   if (ttl.has_value()) copy.ttl = *ttl;
-  return CreateWith(std::move(copy), std::move(checkpoint));
+  const std::shared_ptr<const SessionState> context = FindOnDevice(kept->revision);
+  return CreateWith(std::move(copy), std::move(checkpoint),
+                    context == nullptr ? SessionState() : *context);
 }
 
 absl::StatusOr<SessionInfo> SessionTable::Rewind(const SessionName& name, uint64_t turn) {
@@ -294,8 +340,8 @@ absl::Status SessionTable::Delete(const SessionName& name) {
   const absl::StatusOr<Loaded> loaded = Load(name);
   MMFREE_RETURN_IF_ERROR(store_->Delete(name));
   if (loaded.ok()) {
-    for (const KeptTurn& kept : loaded->record.kept) cache_.Erase(kept.revision);
-    metrics_->SetHostCacheBytes(cache_.bytes());
+    for (const KeptTurn& kept : loaded->record.kept) Forget(kept.revision);
+    UpdateHostCache(0);
   }
   UpdateStored();
   std::function<void()> on_delete;
@@ -337,9 +383,23 @@ SessionTurn::~SessionTurn() {
 }
 
 absl::StatusOr<SessionState> SessionTurn::Load(const ModelShape& shape) {
-  MMFREE_ASSIGN_OR_RETURN(const SharedBytes checkpoint,
-                          table_->LoadCheckpoint(loaded_.record.name, loaded_.record.present()));
-  return Deserialize(*checkpoint, shape, table_->options_.key);
+  using Tier = SessionMetrics::Tier;
+  if (loaded_.record.model_digest == shape.digest) {
+    const auto context = table_->FindOnDevice(loaded_.record.present().revision);
+    if (context != nullptr) {
+      table_->metrics_->CountResume(Tier::kDevice);
+      return *context;
+    }
+  }
+  SessionTier tier;
+  MMFREE_ASSIGN_OR_RETURN(
+      const SharedBytes checkpoint,
+      table_->LoadCheckpoint(loaded_.record.name, loaded_.record.present(), &tier));
+  absl::StatusOr<SessionState> state = Deserialize(*checkpoint, shape, table_->options_.key);
+  if (state.ok() && !state->state.empty()) {
+    table_->metrics_->CountResume(tier == SessionTier::kHost ? Tier::kHost : Tier::kStore);
+  }
+  return state;
 }
 
 void SessionTurn::OnDelete(std::function<void()> callback) {
@@ -388,6 +448,11 @@ absl::StatusOr<SessionInfo> SessionTurn::Commit(SessionState state) {
         absl::StrCat("session \"", record.name.id, "\" was deleted during the turn"));
   }
   MMFREE_RETURN_IF_ERROR(committed);
+  // Of a session only the present is on the device.
+  for (const std::shared_ptr<DevicePool>& pool : table_->devices_) {
+    pool->Erase(loaded_.record.present().revision);
+  }
+  table_->KeepOnDevice(revision, std::move(state));
   return table_->InfoOf(record);
 }
 

@@ -19,6 +19,7 @@
 #include "server/base/clock.h"
 #include "server/metrics/session_metrics.h"
 #include "server/sessions/buffer_pool.h"
+#include "server/sessions/device_pool.h"
 #include "server/sessions/host_cache.h"
 #include "server/sessions/monitored_store.h"
 #include "server/sessions/session.h"
@@ -54,6 +55,10 @@ class SessionTable {
   SessionTable& operator=(const SessionTable&) = delete;
 
   const SessionKey& key() const { return options_.key; }
+
+  // Keeps the present states of sessions on this device, too, when they come with a place there
+  // (SessionState::device). Before the first session.
+  void AddDevice(std::shared_ptr<DevicePool> pool) { devices_.push_back(std::move(pool)); }
 
   // Makes a session with `state` as its present, turn state.turn. An empty id: a random one.
   // `ttl` absent: Options::ttl. ALREADY_EXISTS, RESOURCE_EXHAUSTED.
@@ -125,10 +130,20 @@ class SessionTable {
   void Release(const SessionName& name);
   absl::StatusOr<Loaded> Load(const SessionName& name);
   SharedBytes Serialize(const SessionState& state, const std::string& model_digest);
-  absl::StatusOr<SharedBytes> LoadCheckpoint(const SessionName& name, const KeptTurn& turn);
+  // `tier`: where it was.
+  absl::StatusOr<SharedBytes> LoadCheckpoint(const SessionName& name, const KeptTurn& turn,
+                                             SessionTier* tier = nullptr);
+  // The context that is committed under `revision` when a device has its state; otherwise null.
+  std::shared_ptr<const SessionState> FindOnDevice(uint64_t revision);
+  // Keeps what is committed under `revision` on its device, when it has a place there.
+  void KeepOnDevice(uint64_t revision, SessionState context);
+  // Forgets what is kept of a checkpoint but in the store.
+  void Forget(uint64_t revision);
+  void UpdateHostCache(int64_t evicted);
   absl::Status Commit(const SessionRecord& record, std::optional<uint64_t> expected,
                       uint64_t revision, SharedBytes checkpoint, std::vector<uint64_t> obsolete);
-  absl::StatusOr<SessionInfo> CreateWith(SessionRecord record, SharedBytes checkpoint);
+  absl::StatusOr<SessionInfo> CreateWith(SessionRecord record, SharedBytes checkpoint,
+                                         const SessionState& context);
   SessionInfo InfoOf(const SessionRecord& record) const;
   // Tells the metrics how many sessions the store has.
   void UpdateStored();
@@ -139,6 +154,7 @@ class SessionTable {
   SessionMetrics* const metrics_;
   BufferPool buffers_;
   HostCache cache_;
+  std::vector<std::shared_ptr<DevicePool>> devices_;  // constant once there are sessions
 
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<SessionName, std::shared_ptr<Hold>> holds_ ABSL_GUARDED_BY(mutex_);
@@ -157,7 +173,8 @@ class SessionTurn {
   // As the turn found it.
   SessionInfo session() const { return table_->InfoOf(loaded_.record); }
 
-  // The state the turn starts from. DATA_LOSS: what is stored is damaged.
+  // The state the turn starts from; only on the device when one has it. DATA_LOSS: what is stored
+  // is damaged.
   absl::StatusOr<SessionState> Load(const ModelShape& shape);
 
   // Calls `callback`, once, when the session is deleted during the turn; at once when it was. From
@@ -165,8 +182,9 @@ class SessionTurn {
   void OnDelete(std::function<void()> callback);
   bool deleted() const;
 
-  // Makes `state` the session's present, with turn one more than before: durable when this returns
-  // OK. ABORTED: the session was deleted or changed meanwhile. Once.
+  // Makes `state`, which is on the host and may be on a device, too, the session's present, with
+  // turn one more than before: durable when this returns OK. ABORTED: the session was deleted or
+  // changed meanwhile. Once.
   absl::StatusOr<SessionInfo> Commit(SessionState state);
 
  private:

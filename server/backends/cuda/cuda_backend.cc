@@ -17,6 +17,7 @@
 #include "server/backends/cuda/device_draws.h"
 #include "server/backends/cuda/device_model.h"
 #include "server/backends/cuda/forward.h"
+#include "server/backends/cuda/state_reader.h"
 #include "server/backends/cuda/step_inputs.h"
 #include "server/backends/cuda/workspace.h"
 #include "server/base/status_macros.h"
@@ -66,6 +67,7 @@ class CudaBackend : public Backend {
   absl::Status CopySlot(int32_t from, int32_t to) override;
   absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override;
   absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override;
+  absl::Status ReadResident(int32_t slot, absl::Span<float> state) override;
 
  private:
   CudaBackend(const ModelConfig& config, const CudaBackendOptions& options)
@@ -74,8 +76,11 @@ class CudaBackend : public Backend {
         planner_(options.num_slots, options.max_step_tokens, config.vocab_size) {}
 
   absl::Status Initialize(const Model& model);
-  absl::Status CheckSlot(int32_t slot) const;
-  absl::Status CheckState(int32_t slot, size_t floats) const;
+  // That it is one of slots [begin, end).
+  absl::Status CheckSlot(int32_t slot, int32_t begin, int32_t end) const;
+  absl::Status CheckSlot(int32_t slot) const { return CheckSlot(slot, 0, options_.num_slots); }
+  absl::Status CheckFloats(size_t floats) const;
+  int32_t all_slots() const { return options_.num_slots + options_.resident_slots; }
   float* SlotState(int32_t slot) const {
     return workspace_.states + slot * workspace_.state_stride;
   }
@@ -105,14 +110,16 @@ class CudaBackend : public Backend {
   StepPlanner planner_;
 
   Stream stream_;
+  Event resident_ready_;  // after the last copy to a resident slot
   DeviceModel model_;
   Workspace workspace_;
   DecodePlan plan_;
   ClusterPlan clusters_;
   PinnedBuffer pinned_;
-  StepInputs host_in_;              // in pinned_
-  HeadOutput* host_out_ = nullptr;  // [max_step_tokens] in pinned_
-  float* host_state_ = nullptr;     // [state_floats] in pinned_
+  StepInputs host_in_;                   // in pinned_
+  HeadOutput* host_out_ = nullptr;       // [max_step_tokens] in pinned_
+  float* host_state_ = nullptr;          // [state_floats] in pinned_
+  std::unique_ptr<StateReader> reader_;  // null without resident slots
   std::unique_ptr<DeviceDraws> draws_;
   std::vector<size_t> host_draws_;     // indices of the step's sampler heads whose draws are ours
   std::vector<float> sampler_logits_;  // [host_draws_, vocab_size]
@@ -124,6 +131,10 @@ absl::Status CheckOptions(const CudaBackendOptions& options) {
   if (options.num_slots < 1 || options.num_slots > kMaxSlots) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_slots must be in [1, ", kMaxSlots, "], got ", options.num_slots));
+  }
+  if (options.resident_slots < 0 || options.resident_slots > kMaxSlots) {
+    return absl::InvalidArgumentError(absl::StrCat("resident_slots must be in [0, ", kMaxSlots,
+                                                   "], got ", options.resident_slots));
   }
   if (options.max_step_tokens < 1 || options.max_step_tokens > kMaxStepTokens) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -152,7 +163,8 @@ absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes, int6
       absl::StrCat("CUDA device ", device.ordinal, " (", device.name, ") has ",
                    Megabytes(static_cast<int64_t>(free_bytes)), " free and ", Megabytes(needed),
                    " are needed: ", Megabytes(weights), " for weights, ", Megabytes(states),
-                   " for ", sizes.num_slots, " sessions' states (lower --max_sessions), ",
+                   " for ", sizes.num_slots, " states of what runs (lower --max_sessions) and ",
+                   sizes.resident_slots, " of idle sessions (lower --session_device_mb), ",
                    Megabytes(kept), " for states between tokens that are fed on trial, ",
                    Megabytes(activations), " for steps of ", sizes.max_step_tokens,
                    " tokens (lower --prefill_chunk or --max_batch), the rest while loading"));
@@ -175,7 +187,8 @@ absl::Status CudaBackend::Initialize(const Model& model) {
         absl::StrCat("the CUDA backend takes hidden and intermediate sizes up to ", max_cols,
                      " on ", device.name, ", the model has ", cols));
   }
-  const Workspace::Sizes sizes = {options_.num_slots, options_.max_step_tokens};
+  const Workspace::Sizes sizes = {options_.num_slots, options_.resident_slots,
+                                  options_.max_step_tokens};
   LaunchContext context;
   context.overlap = device.compute_capability >= 90;
   context.num_sms = device.num_sms;
@@ -203,6 +216,14 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   MMFREE_ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Allocate(bind_pinned(nullptr)));
   bind_pinned(pinned_.data());
 
+  if (options_.resident_slots > 0) {
+    cudaEvent_t event = nullptr;
+    MMFREE_CUDA_RETURN_IF_ERROR(
+        cudaEventCreateWithFlags(&event, static_cast<unsigned>(cudaEventDisableTiming)));
+    resident_ready_ = Event(event);
+    MMFREE_ASSIGN_OR_RETURN(reader_, StateReader::Create(config_.state_floats()));
+  }
+
   MMFREE_ASSIGN_OR_RETURN(DeviceDraws draws, DeviceDraws::Create(draw_sizes, context));
   draws_ = std::make_unique<DeviceDraws>(std::move(draws));
   MMFREE_ASSIGN_OR_RETURN(
@@ -216,6 +237,7 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   info_.description =
       absl::StrCat(device.name, ", sm_", device.compute_capability, device.hopper ? "a" : "");
   info_.num_slots = options_.num_slots;
+  info_.resident_slots = options_.resident_slots;
   info_.state_floats = config_.state_floats();
   info_.max_step_tokens = options_.max_step_tokens;
   info_.weight_bytes = model_.bytes();
@@ -234,14 +256,13 @@ absl::Status CudaBackend::Wait() const {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::CheckSlot(int32_t slot) const {
-  if (slot >= 0 && slot < options_.num_slots) return absl::OkStatus();
+absl::Status CudaBackend::CheckSlot(int32_t slot, int32_t begin, int32_t end) const {
+  if (slot >= begin && slot < end) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("slot ", slot, " is outside [0, ", options_.num_slots, ")"));
+      absl::StrCat("slot ", slot, " is outside [", begin, ", ", end, ")"));
 }
 
-absl::Status CudaBackend::CheckState(int32_t slot, size_t floats) const {
-  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+absl::Status CudaBackend::CheckFloats(size_t floats) const {
   if (static_cast<int64_t>(floats) == info_.state_floats) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("a state has ", info_.state_floats, " floats, got ", floats));
@@ -268,18 +289,31 @@ absl::Status CudaBackend::ZeroSlot(int32_t slot) {
 }
 
 absl::Status CudaBackend::CopySlot(int32_t from, int32_t to) {
-  MMFREE_RETURN_IF_ERROR(CheckSlot(from));
-  MMFREE_RETURN_IF_ERROR(CheckSlot(to));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(from, 0, all_slots()));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(to, 0, all_slots()));
   if (from == to) return absl::OkStatus();
   MMFREE_RETURN_IF_ERROR(UseDevice());
   MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(SlotState(to), SlotState(from),
                                               info_.state_floats * sizeof(float),
                                               cudaMemcpyDeviceToDevice, stream_.get()));
+  if (to >= options_.num_slots) {
+    MMFREE_CUDA_RETURN_IF_ERROR(cudaEventRecord(resident_ready_.get(), stream_.get()));
+  }
   return absl::OkStatus();
 }
 
+// From any thread. `resident_ready_` may have been recorded again since the slot was copied to,
+// which only makes this wait for more.
+absl::Status CudaBackend::ReadResident(int32_t slot, absl::Span<float> state) {
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot, options_.num_slots, all_slots()));
+  MMFREE_RETURN_IF_ERROR(CheckFloats(state.size()));
+  MMFREE_RETURN_IF_ERROR(UseDevice());
+  return reader_->Read(SlotState(slot), resident_ready_.get(), state);
+}
+
 absl::Status CudaBackend::ReadSlot(int32_t slot, absl::Span<float> state) {
-  MMFREE_RETURN_IF_ERROR(CheckState(slot, state.size()));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  MMFREE_RETURN_IF_ERROR(CheckFloats(state.size()));
   MMFREE_RETURN_IF_ERROR(UseDevice());
   MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(host_state_, SlotState(slot),
                                               state.size() * sizeof(float), cudaMemcpyDeviceToHost,
@@ -290,7 +324,8 @@ absl::Status CudaBackend::ReadSlot(int32_t slot, absl::Span<float> state) {
 }
 
 absl::Status CudaBackend::WriteSlot(int32_t slot, absl::Span<const float> state) {
-  MMFREE_RETURN_IF_ERROR(CheckState(slot, state.size()));
+  MMFREE_RETURN_IF_ERROR(CheckSlot(slot));
+  MMFREE_RETURN_IF_ERROR(CheckFloats(state.size()));
   MMFREE_RETURN_IF_ERROR(UseDevice());
   memcpy(host_state_, state.data(), state.size() * sizeof(float));
   MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(SlotState(slot), host_state_,

@@ -19,6 +19,8 @@ struct CudaBackendOptions {
   int32_t device = 0;
   // Sessions whose state is resident; num_layers * hidden_size * 4 bytes each.
   int32_t num_slots = 256;
+  // Further states that rest on the device (BackendInfo::resident_slots).
+  int32_t resident_slots = 0;
   // Tokens a step can carry, summed over its rows; sizes the activation buffers.
   int32_t max_step_tokens = 2048;
   // Replays steps in which every row has one token as CUDA graphs. Off: every kernel is launched.

@@ -38,7 +38,7 @@ int64_t Workspace::Bind(const ModelConfig& config, const Sizes& sizes, std::byte
   head_rows = static_cast<int32_t>(std::min<int64_t>(tokens, kMaxHeadRows));
 
   Carver carver(base);
-  states = carver.Take<float>(sizes.num_slots * state_stride);
+  states = carver.Take<float>(sizes.all_slots() * state_stride);
   kept = carver.Take<float>(KeptStates(sizes) * state_stride);
   h = carver.Take<float>(tokens * ld_dim);
   values = carver.Take<float>(tokens * std::max(3 * ld_dim, ld_channels));
@@ -56,7 +56,7 @@ int64_t Workspace::Bytes(const ModelConfig& config, const Sizes& sizes) {
 }
 
 int64_t Workspace::StateBytes(const ModelConfig& config, const Sizes& sizes) {
-  return sizes.num_slots * config.state_floats() * static_cast<int64_t>(sizeof(float));
+  return sizes.all_slots() * config.state_floats() * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t Workspace::KeptBytes(const ModelConfig& config, const Sizes& sizes) {

@@ -19,6 +19,9 @@ class Workspace {
  public:
   struct Sizes {
     int32_t num_slots = 0;
+    int32_t resident_slots = 0;
+
+    int64_t all_slots() const { return int64_t{num_slots} + resident_slots; }
     int32_t max_step_tokens = 0;
   };
 
@@ -40,7 +43,7 @@ class Workspace {
   int64_t state_stride = 0;  // L * D
   int32_t head_rows = 0;     // rows of logits at a time
 
-  float* states = nullptr;  // [num_slots][L][D]
+  float* states = nullptr;  // [all_slots()][L][D]
   float* kept = nullptr;    // [kMaxKeptStates][L][D] within rewindable rows; fewer for short steps
   float* h = nullptr;       // [max_step_tokens][ld_dim] residual stream
   float* values = nullptr;  // [3][max_step_tokens][ld_dim] outputs of i, f, g; y replaces f
