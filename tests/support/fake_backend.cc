@@ -67,10 +67,12 @@ State FeedAll(absl::Span<const int32_t> tokens) {
 class FakeBackend final : public Backend {
  public:
   explicit FakeBackend(std::shared_ptr<FakeDevice> device)
-      : device_(std::move(device)), states_(device_->options().num_slots) {
+      : device_(std::move(device)),
+        states_(device_->options().num_slots + device_->options().resident_slots) {
     info_.name = "fake";
     info_.description = "fake";
     info_.num_slots = device_->options().num_slots;
+    info_.resident_slots = device_->options().resident_slots;
     info_.state_floats = sizeof(State) / sizeof(float);
     info_.max_step_tokens = device_->options().max_step_tokens;
   }
@@ -134,6 +136,11 @@ class FakeBackend final : public Backend {
   }
 
   absl::Status CopySlot(int32_t from, int32_t to) override {
+    for (const int32_t slot : {from, to}) {
+      if (slot < 0 || slot >= static_cast<int32_t>(states_.size())) {
+        return Violation(absl::StrCat("copy of slot ", from, " to ", to));
+      }
+    }
     states_[to] = states_[from];
     return absl::OkStatus();
   }
@@ -143,6 +150,13 @@ class FakeBackend final : public Backend {
   }
   absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override {
     memcpy(static_cast<void*>(&states_[slot]), state.data(), sizeof(State));
+    return absl::OkStatus();
+  }
+  absl::Status ReadResident(int32_t slot, absl::Span<float> state) override {
+    if (slot < info_.num_slots || slot >= static_cast<int32_t>(states_.size())) {
+      return Violation(absl::StrCat("read of resident slot ", slot));
+    }
+    memcpy(state.data(), &states_[slot], sizeof(State));
     return absl::OkStatus();
   }
 

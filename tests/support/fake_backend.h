@@ -20,6 +20,7 @@ namespace mmfree {
 
 struct FakeBackendOptions {
   int32_t num_slots = 4;
+  int32_t resident_slots = 0;
   int32_t max_step_tokens = 1 << 20;
   int32_t vocab_size = 97;
   FakeClock* clock = nullptr;  // advanced by step_time in each step

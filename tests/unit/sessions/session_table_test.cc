@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "server/sessions/memory_store.h"
 #include "tests/support/fake_clock.h"
+#include "tests/support/metric_reader.h"
 #include "tests/support/status_is.h"
 
 namespace mmfree {
@@ -377,6 +378,153 @@ TEST_F(SessionTableTest, AnotherModelsSessionIsRefused) {
   other.digest = std::string(64, 'b');
   EXPECT_THAT(table_->Read(name_, std::nullopt, other),
               StatusIs(absl::StatusCode::kFailedPrecondition, _));
+}
+
+// A table over a device with two places, whose states are read nowhere but there.
+class SessionTableDeviceTest : public SessionTableTest {
+ protected:
+  SessionTableDeviceTest() {
+    DevicePool::Options options;
+    options.num_slots = 2;
+    options.state_floats = kShape.state_floats;
+    options.read = [](int32_t, absl::Span<float>) { return absl::OkStatus(); };
+    pool_ = std::make_shared<DevicePool>(std::move(options), metrics_.get());
+    table_->AddDevice(pool_);
+  }
+  absl::StatusOr<SessionInfo> TurnOnDevice(const SessionName& name, int64_t tokens) {
+    auto turn = table_->Begin(name, std::nullopt);
+    if (!turn.ok()) return turn.status();
+    SessionState state = StateAt(tokens);
+    state.pending = {7};
+    state.last_tokens = {5, 6};
+    state.device = pool_->Take();
+    return (*turn)->Commit(std::move(state));
+  }
+  // What the next turn goes on from.
+  SessionState Present(const SessionName& name) {
+    const auto turn = table_->Begin(name, std::nullopt);
+    EXPECT_THAT(turn, IsOk());
+    absl::StatusOr<SessionState> state = (*turn)->Load(kShape);
+    EXPECT_THAT(state, IsOk());
+    return state.ok() ? *std::move(state) : SessionState();
+  }
+  double Resumes(const std::string& tier) const {
+    return MetricValue(registry_, "mmfree_session_resumes_total", "tier", tier);
+  }
+
+  std::shared_ptr<DevicePool> pool_;
+};
+
+TEST_F(SessionTableDeviceTest, ATurnGoesOnFromTheDeviceWithoutReadingTheStore) {
+  ASSERT_THAT(Create("s"), IsOk());
+  const auto committed = TurnOnDevice(name_, 10);
+  ASSERT_THAT(committed, IsOk());
+  EXPECT_EQ(committed->tier, SessionTier::kDevice);
+  const int reads = store_->checkpoint_reads();
+  const SessionState state = Present(name_);
+  EXPECT_NE(state.device, nullptr);
+  EXPECT_TRUE(state.state.empty());
+  EXPECT_EQ(state.token_count, 10);
+  EXPECT_EQ(state.turn, 1u);
+  EXPECT_THAT(state.pending, ElementsAre(7));
+  EXPECT_THAT(state.last_tokens, ElementsAre(5, 6));
+  EXPECT_EQ(store_->checkpoint_reads(), reads);
+  EXPECT_EQ(Resumes("device"), 1);
+}
+
+TEST_F(SessionTableDeviceTest, WhatLeavesTheDeviceComesFromTheOtherTiers) {
+  for (const char* id : {"a", "b", "c"}) {
+    ASSERT_THAT(Create(id), IsOk());
+    ASSERT_THAT(TurnOnDevice({"alice", id}, 10), IsOk());
+  }
+  const SessionState state = Present({"alice", "a"});
+  EXPECT_EQ(state.device, nullptr);
+  EXPECT_EQ(state.state, StateAt(10).state);
+  EXPECT_THAT(state.pending, ElementsAre(7));
+  EXPECT_EQ(Resumes("host"), 1);
+  EXPECT_NE(Present({"alice", "c"}).device, nullptr);
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_evictions_total", "tier", "device"), 1);
+}
+
+TEST_F(SessionTableDeviceTest, OfASessionOnlyThePresentIsOnTheDevice) {
+  ASSERT_THAT(Create("s"), IsOk());
+  for (int64_t tokens : {10, 20, 30}) ASSERT_THAT(TurnOnDevice(name_, tokens), IsOk());
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_device_states"), 1);
+  EXPECT_EQ(Present(name_).token_count, 30);
+  // A turn whose state is on the host alone takes the older copy away.
+  ASSERT_THAT(Turn(name_, 40), IsOk());
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_device_states"), 0);
+  EXPECT_EQ(Present(name_).token_count, 40);
+}
+
+TEST_F(SessionTableDeviceTest, ARewoundSessionGoesOnFromThatTurn) {
+  ASSERT_THAT(Create("s"), IsOk());
+  for (int64_t tokens : {10, 20}) ASSERT_THAT(TurnOnDevice(name_, tokens), IsOk());
+  ASSERT_THAT(table_->Rewind(name_, 1), IsOk());
+  const SessionState state = Present(name_);
+  EXPECT_EQ(state.token_count, 10);
+  EXPECT_EQ(state.state, StateAt(10).state);
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_device_states"), 0);
+}
+
+TEST_F(SessionTableDeviceTest, AForkSharesThePlace) {
+  ASSERT_THAT(Create("s"), IsOk());
+  ASSERT_THAT(TurnOnDevice(name_, 10), IsOk());
+  ASSERT_THAT(table_->Fork(name_, std::nullopt, {"alice", "copy"}, std::nullopt), IsOk());
+  const SessionState copy = Present({"alice", "copy"});
+  EXPECT_EQ(copy.token_count, 10);
+  EXPECT_EQ(copy.device, Present(name_).device);
+  ASSERT_THAT(table_->Delete(name_), IsOk());
+  EXPECT_NE(Present({"alice", "copy"}).device, nullptr);
+}
+
+TEST_F(SessionTableDeviceTest, DeletedSessionsAndLostTurnsFreeTheirPlaces) {
+  ASSERT_THAT(Create("s"), IsOk());
+  ASSERT_THAT(TurnOnDevice(name_, 10), IsOk());
+  fault_ = absl::UnavailableError("away");
+  EXPECT_THAT(TurnOnDevice(name_, 20), StatusIs(absl::StatusCode::kUnavailable, _));
+  fault_ = absl::OkStatus();
+  EXPECT_EQ(Present(name_).token_count, 10);
+  {
+    auto turn = table_->Begin(name_, std::nullopt);
+    ASSERT_THAT(turn, IsOk());
+    ASSERT_THAT(table_->Delete(name_), IsOk());
+    SessionState state = StateAt(20);
+    state.device = pool_->Take();
+    EXPECT_THAT((*turn)->Commit(std::move(state)), StatusIs(absl::StatusCode::kAborted, _));
+  }
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_device_states"), 0);
+  const auto one = pool_->Take();
+  const auto two = pool_->Take();
+  EXPECT_NE(one, nullptr);
+  EXPECT_NE(two, nullptr);
+}
+
+// Another server's commit gives the session another revision.
+TEST_F(SessionTableDeviceTest, AStaleCopyIsNotUsed) {
+  ASSERT_THAT(Create("s"), IsOk());
+  ASSERT_THAT(TurnOnDevice(name_, 10), IsOk());
+  StoredRecord stored = *store_->Read(name_);
+  SessionRecord record = *DecodeRecord(stored.record);
+  // The other server rewound to the beginning.
+  record.kept.pop_back();
+  StoreChange change;
+  change.name = name_;
+  change.expected = stored.revision;
+  change.revision = NewRevision();
+  change.record = EncodeRecord(record);
+  ASSERT_THAT(store_->Commit(change), IsOk());
+  const SessionState state = Present(name_);
+  EXPECT_EQ(state.device, nullptr);
+  EXPECT_EQ(state.token_count, 0);
+}
+
+TEST_F(SessionTableDeviceTest, WithoutTheDeviceEverythingIsThere) {
+  ASSERT_THAT(Create("s"), IsOk());
+  ASSERT_THAT(TurnOnDevice(name_, 10), IsOk());
+  pool_->Close();
+  EXPECT_EQ(Present(name_).state, StateAt(10).state);
+  EXPECT_EQ(table_->Get(name_)->tier, SessionTier::kHost);
 }
 
 }  // namespace
