@@ -129,7 +129,8 @@ TEST_F(DevicePoolTest, AFailedReadSaysSo) {
   const auto pool = MakePool(1);
   read_status_ = absl::InternalError("bus");
   std::vector<float> state;
-  EXPECT_THAT(pool->Take()->Read(&state), StatusIs(absl::StatusCode::kInternal, testing::HasSubstr("bus")));
+  EXPECT_THAT(pool->Take()->Read(&state),
+              StatusIs(absl::StatusCode::kInternal, testing::HasSubstr("bus")));
 }
 
 }  // namespace
