@@ -101,7 +101,7 @@ ErrorDetails DetailsOf(const absl::Status& status) {
 
 class ClientImpl final : public Client {
  public:
-  ClientImpl(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout)
+  ClientImpl(const std::shared_ptr<grpc::Channel>& channel, absl::Duration timeout)
       : channel_(channel),
         timeout_(timeout),
         inference_(v1::InferenceService::NewStub(channel)),

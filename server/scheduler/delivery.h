@@ -27,7 +27,7 @@ class Delivery {
   Delivery& operator=(const Delivery&) = delete;
 
   // Next in the batch: a token of a generation.
-  void AddToken(RequestState* request, SampledToken token) {
+  void AddToken(RequestState* request, const SampledToken& token) {
     outgoing_[request->id % outgoing_.size()].push_back({request, token, /*end=*/false});
   }
   // Next in the batch: the request's end, with what its status and result say. It may be used until

@@ -161,7 +161,7 @@ std::vector<int64_t> PrefixSharing::PlanCheckpoints(int64_t known, int64_t commo
   return checkpoints;
 }
 
-void PrefixSharing::AddState(RequestState* request, SharedState state) {
+void PrefixSharing::AddState(RequestState* request, const SharedState& state) {
   PrefixState& prefix = request->prefix;
   if (state != nullptr) {
     options_.cache->Insert(prefix.space, Prefix(*request).first(static_cast<size_t>(request->fed)),

@@ -57,7 +57,7 @@ class PrefixSharing {
     return !checkpoints.empty() && checkpoints.back() == request.fed;
   }
   // The state after request->fed tokens; null when it could not be read. Sets `awaited` anew.
-  void AddState(RequestState* request, SharedState state);
+  void AddState(RequestState* request, const SharedState& state);
 
   // The request has ended or lost its slot: it neither waits nor is waited for. One that was held
   // stays so, and is to be prepared again when it gets a slot.

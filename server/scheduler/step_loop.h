@@ -153,7 +153,7 @@ class StepLoop {
   void HandleAlternatives(RequestState* request, absl::Span<const SampledToken> inner,
                           const SampledToken& last, int64_t first);
   void HandleScores(RequestState* request, absl::Span<const TokenScore> scores, int64_t first);
-  void Emit(RequestState* request, SampledToken token, absl::Time now);
+  void Emit(RequestState* request, const SampledToken& token, absl::Time now);
   void ReportInterToken();
   void HandleFault(const absl::Status& fault, absl::Time now);
 

@@ -75,7 +75,7 @@ absl::Status StepLoop::TakeBackRejected(RequestState* request) {
   return kept == 0 ? absl::OkStatus() : backend_->Rewind(request->slot, kept);
 }
 
-void StepLoop::Emit(RequestState* request, SampledToken token, absl::Time now) {
+void StepLoop::Emit(RequestState* request, const SampledToken& token, absl::Time now) {
   if (token.token < 0) {
     Fail(request,
          absl::InvalidArgumentError("sampling: no token is left to choose from at this point"),

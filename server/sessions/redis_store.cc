@@ -190,7 +190,7 @@ class RedisStore final : public SessionStore {
 
   absl::Status Delete(const SessionName& name) override {
     // One that has expired on our clock is no session any more.
-    const absl::Status present = Read(name).status();
+    absl::Status present = Read(name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
     MMFREE_RETURN_IF_ERROR(Change(kDelete, SessionKeyOf(name), {}).status());
     return RemoveFromOwner(name);

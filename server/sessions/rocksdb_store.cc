@@ -197,7 +197,7 @@ class RocksDbStore final : public SessionStore {
   absl::Status Delete(const SessionName& name) override {
     absl::MutexLock lock(LockOf(name));
     // A damaged one can be deleted too.
-    const absl::Status present = Read(name).status();
+    absl::Status present = Read(name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
     std::string value;
     const bool was_lost =

@@ -18,7 +18,7 @@ constexpr int kSteps = 48;
 // Each byte, and some longer tokens.
 Vocabulary ByteVocabulary() {
   std::vector<std::string> bytes(3);
-  for (int byte = 0; byte < 256; ++byte) bytes.push_back(std::string(1, static_cast<char>(byte)));
+  for (int byte = 0; byte < 256; ++byte) bytes.emplace_back(1, static_cast<char>(byte));
   for (const char* piece :
        {"\"", " \"", "{\"", "\":", "ab", "abc", "true", "\", \"", "12", "}}", "\u00e9", "[]"}) {
     bytes.emplace_back(piece);

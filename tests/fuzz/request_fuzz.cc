@@ -172,7 +172,7 @@ std::vector<std::string> FuzzSeeds() {
 }  // namespace mmfree
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
-  using namespace mmfree;  // NOLINT(build/namespaces)
+  using namespace mmfree;  // NOLINT(google-build-using-namespace)
   // What does not parse is not worth a line each.
   static const auto log = google::protobuf::SetLogHandler(nullptr);
   (void)log;

@@ -120,7 +120,7 @@ void CheckMask(FuzzInput* in) {
 std::vector<std::string> FuzzSeeds() {
   using std::string;
   return {string("\1\3\2aba\1b", 8) + "xxabababa",
-          string("\2\1\3\n\n#\4END.\2\xc3\xa9", 15) + "a\n\n END.",
+          string("\2\1\3\n\n#\4END.\2\xc3\xa9\0", 15) + "a\n\n END.",
           string("\1\2\4abcd\3bce", 11) + "aabcabcde \xf0\x9f\x90\xba", string("\0\0\0\0\1\1", 6)};
 }
 

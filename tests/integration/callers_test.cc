@@ -52,16 +52,17 @@ class CallersTest : public testing::Test {
     return result.ok() ? *result : ProgramResult();
   }
 
+  static constexpr char kPrompt[] =
+      "Once upon a time, in the middle of a dark forest, there lived an old man who had three "
+      "sons, and the youngest of them was called the simpleton.";
+
   struct Answer {
     int64_t cached = -1;  // tokens of the prompt
     std::string text;
   };
   Answer Generate(const std::string& caller, std::vector<std::string> flags = {}) const {
-    std::vector<std::string> arguments = {
-        "generate",
-        "--prompt=Once upon a time, in the middle of a dark forest, there lived an old "
-        "man who had three sons, and the youngest of them was called the simpleton.",
-        "--max_tokens=4", "--temperature=0", "--json"};
+    std::vector<std::string> arguments = {"generate", absl::StrCat("--prompt=", kPrompt),
+                                          "--max_tokens=4", "--temperature=0", "--json"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     const ProgramResult result = As(caller, arguments);
     EXPECT_EQ(result.exit_code, 0) << result.err;

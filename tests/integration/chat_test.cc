@@ -47,7 +47,7 @@ class ChatTest : public SessionFixture {
   }
   nlohmann::json Sessions(std::vector<std::string> arguments) {
     arguments.insert(arguments.begin(), "sessions");
-    arguments.push_back("--json");
+    arguments.emplace_back("--json");
     const absl::StatusOr<ProgramResult> result = server_->Client(arguments);
     EXPECT_THAT(result, IsOk());
     EXPECT_EQ(result->exit_code, 0) << result->err;

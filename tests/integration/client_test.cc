@@ -337,8 +337,8 @@ TEST_F(ClientTest, EveryCommandExplainsItself) {
   for (const char* command :
        {"", "generate", "score", "tokenize", "detokenize", "models", "load", "health"}) {
     std::vector<std::string> arguments = {BuiltProgram("mmfree")};
-    if (*command != '\0') arguments.push_back(command);
-    arguments.push_back("--help");
+    if (*command != '\0') arguments.emplace_back(command);
+    arguments.emplace_back("--help");
     const absl::StatusOr<ProgramResult> result = RunProgram(arguments);
     ASSERT_THAT(result, IsOk());
     EXPECT_EQ(result->exit_code, 0);

@@ -431,7 +431,7 @@ TEST_F(GenerateTest, ConcurrentStreamsGiveTheTextsOfOneAtATimeAndMemoryReturns) 
   const int64_t level = ResidentBytes(server_->pid());
   for (int round = 0; round < 4; ++round) run_together();
   // What 64 streams take is reused: keeping 32 KiB of each would show after four rounds.
-  EXPECT_LE(ResidentBytes(server_->pid()), level + 8 * (1 << 20));
+  EXPECT_LE(ResidentBytes(server_->pid()), level + (8 << 20));
 }
 
 TEST_F(LiveServer, FullQueueIsRefusedWithAnEstimate) {

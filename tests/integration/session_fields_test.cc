@@ -14,7 +14,6 @@
 namespace mmfree {
 namespace {
 
-using ::testing::SizeIs;
 using Sessions = v1::SessionService::Stub;
 
 constexpr auto kOk = grpc::StatusCode::OK;

@@ -27,8 +27,7 @@ class FakeModel final : public Model {
 class FakeTokenizer final : public Tokenizer {
  public:
   FakeTokenizer() {
-    for (int byte = 0; byte < 256; ++byte)
-      bytes_.push_back(std::string(1, static_cast<char>(byte)));
+    for (int byte = 0; byte < 256; ++byte) bytes_.emplace_back(1, static_cast<char>(byte));
   }
 
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,

@@ -260,7 +260,7 @@ TEST_F(CpuBackendTest, InnerSamplesAreThoseOfTheTokensFedOneByOne) {
     ASSERT_THAT(backend_->Step(rows, &out), IsOk());
     ASSERT_EQ(out.inner_samples.size(), 8u);
     ASSERT_EQ(out.scores.size(), 5u);
-    for (const int32_t r : {0, 2}) {
+    for (const size_t r : {0, 2}) {
       for (size_t i = 0; i < 4; ++i) {
         EXPECT_EQ(out.inner_samples[r * 2 + i].token, expected[i].token) << i;
         EXPECT_EQ(out.inner_samples[r * 2 + i].logprob, expected[i].logprob) << i;

@@ -68,7 +68,7 @@ class EngineTest : public ::testing::Test {
 
 TEST_F(EngineTest, OptionsOutOfRangeAreRefusedByName) {
   const auto expect_refused = [&](const std::string& name,
-                                  std::function<void(Engine::Options*)> change) {
+                                  const std::function<void(Engine::Options*)>& change) {
     const Engine::Options good = options_;
     change(&options_);
     const absl::Status status = Create().status();

@@ -93,8 +93,8 @@ void Run(int32_t rows, int64_t step_nanos) {
   const std::unique_ptr<Metrics> metrics = Metrics::Create(&registry);
   std::vector<int64_t> wall;
   std::vector<int64_t> cpu;
-  wall.reserve(2 * kSteps);
-  cpu.reserve(2 * kSteps);
+  wall.reserve(size_t{2} * kSteps);
+  cpu.reserve(size_t{2} * kSteps);
   {
     StepLoop::Options options;
     options.policy.max_batch = rows;

@@ -244,7 +244,7 @@ TEST_F(BadPublishedTest, EveryWrongShapeIsNamedWithWhatWasExpected) {
   }
   // The right number of elements in another shape is as wrong.
   TinyTensor& flat = tiny_.tensors()["lm_head.weight"];
-  flat.shape = {37 * 20};
+  flat.shape = {int64_t{37} * 20};
   EXPECT_THAT(Load(), StatusIs(kInvalid, HasSubstr("shape: expected [37, 20], got [740]")));
 }
 
@@ -286,7 +286,7 @@ TEST_F(BadPublishedTest, TheVariantWithoutNormsIsRefusedByName) {
 
 TEST_F(BadPublishedTest, IntegerWeightsAreRefused) {
   SafetensorsWriter writer;
-  writer.Add("model.embeddings.weight", "I32", {37, 20}, std::string(37 * 20 * 4, '\1'));
+  writer.Add("model.embeddings.weight", "I32", {37, 20}, std::string(size_t{37} * 20 * 4, '\1'));
   WriteFile(directory_.File("config.json"), tiny_.json().dump());
   WriteFile(directory_.File("model.safetensors"), writer.Finish());
   EXPECT_THAT(

@@ -175,10 +175,13 @@ TEST(PrefixCacheTest, ThreadsMayUseItAtOnce) {
         const Tokens tokens = Sequence(first, 1 + static_cast<int>(random() % 50));
         const PrefixCache::Hit hit = cache.Find("s", tokens);
         if (hit.tokens > 0) {
-          EXPECT_EQ(hit.state->front(), static_cast<float>(1000 * first + hit.tokens));
+          EXPECT_EQ(hit.state->front(), static_cast<float>(int64_t{1000} * first + hit.tokens));
         }
         cache.Peek("s", tokens);
-        cache.Insert("s", tokens, State(static_cast<float>(1000 * first + tokens.size()), 64));
+        cache.Insert(
+            "s", tokens,
+            State(static_cast<float>(size_t{1000} * static_cast<size_t>(first) + tokens.size()),
+                  64));
       }
     });
   }

@@ -57,8 +57,8 @@ struct Call {
 std::vector<std::string> Events(const Call& call) {
   std::vector<std::string> all;
   for (const v1::GenerateResponse& event : call.writer.events()) {
-    if (event.has_started()) all.push_back("started");
-    if (event.has_prompt()) all.push_back("prompt");
+    if (event.has_started()) all.emplace_back("started");
+    if (event.has_prompt()) all.emplace_back("prompt");
     if (event.has_delta()) {
       all.push_back(absl::StrCat(event.delta().candidate(), ":", event.delta().text()));
     }
