@@ -95,7 +95,7 @@ TEST(WorkloadTest, PromptsStartWithTheSharedPrefix) {
   options.prompt_tokens = *Distribution::Parse("20");
   options.shared_prefix = 30;
   const auto ids = [&options](int64_t index) {
-    const v1::TokenIds& ids = PlanRequest(options, index).request.token_ids();
+    const v1::TokenIds ids = PlanRequest(options, index).request.token_ids();
     return std::vector<int32_t>(ids.ids().begin(), ids.ids().end());
   };
   const std::vector<int32_t> a = ids(1), b = ids(2);

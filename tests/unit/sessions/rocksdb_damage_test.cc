@@ -56,8 +56,8 @@ class RocksDbDamageTest : public testing::Test {
   }
 
   std::unique_ptr<SessionTable> Open() { return Open(directory_.File("store")); }
-  std::unique_ptr<SessionTable> Open(const std::string& directory) {
-    auto store = OpenRocksDbStore({.directory = directory, .sync = false});
+  std::unique_ptr<SessionTable> Open(const std::string& directory, bool flush = true) {
+    auto store = OpenRocksDbStore({.directory = directory, .sync = false, .flush = flush});
     status_ = store.status();
     if (!store.ok()) return nullptr;
     SessionTable::Options options;
@@ -286,13 +286,14 @@ TEST_F(RocksDbDamageTest, WhateverIsDamagedNothingIsLostInSilence) {
     ASSERT_THAT(table->Delete(Name(round)), IsOk());
   }
   {
-    const auto table = Open();
+    const auto table = Open(closed, /*flush=*/false);
     take_turns(table.get(), 10);
     for (int session = 3; session < kDeleted; ++session) {
       ASSERT_THAT(table->Delete(Name(session)), IsOk());
     }
-    fs::copy(closed, crashed);
   }
+  fs::copy(closed, crashed);
+  ASSERT_NE(Open(), nullptr);  // and closed as usual
 
   int opened = 0;
   int intact = 0;
