@@ -74,12 +74,13 @@ absl::Status FromRocksDb(const rocksdb::Status& status, absl::string_view what) 
   return absl::UnavailableError(message);
 }
 
-// A compaction that meets damage would make RocksDB refuse all writes, for the sake of what is lost
-// anyway. Told here that it is no matter, RocksDB goes on; the store then turns compaction off.
+// A compaction that meets damage, or misses a file, would make RocksDB refuse all writes, for the
+// sake of what is lost anyway. Told here that it is no matter, RocksDB goes on; the store then
+// turns compaction off.
 class DamageWatch final : public rocksdb::EventListener {
  public:
   void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsCorruption()) return;
+    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !IsDamage(*error)) return;
     Log(LogLevel::kError,
         absl::StrCat("session store: damaged, and not compacted any more: ", error->ToString()));
     *error = rocksdb::Status::OK();
@@ -328,6 +329,7 @@ class RocksDbStore final : public SessionStore {
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options) {
   const auto damage = std::make_shared<DamageWatch>();
   rocksdb::Options database = rocksdb_layout::Options();
+  database.disable_auto_compactions = !options.compact;
   database.listeners.push_back(damage);
   MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<rocksdb::DB> db,
                           OpenRocksDb(database, options.directory));

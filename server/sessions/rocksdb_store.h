@@ -17,6 +17,8 @@ struct RocksDbStoreOptions {
   bool sync = true;
   // What is in the log goes into tables when the store is closed. Turned off only by tests.
   bool flush = true;
+  // Tables are compacted in the background. Turned off only by tests.
+  bool compact = true;
   const Clock* clock = Clock::Real();
 };
 
