@@ -1,11 +1,8 @@
 #include "server/sampling/json_schema.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <initializer_list>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <utility>
@@ -16,24 +13,21 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/base/status_macros.h"
-#include "server/sampling/decimal_range.h"
 #include "server/sampling/distinct_items.h"
-#include "server/sampling/integer_range.h"
+#include "server/sampling/exact_json.h"
 #include "server/sampling/json_schema_keywords.h"
+#include "server/sampling/json_schema_numbers.h"
 #include "server/sampling/json_text.h"
-#include "server/sampling/multiples_range.h"
 #include "server/sampling/regex.h"
 
 namespace mmfree {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = ExactJson;
 using Sequence = Grammar::Sequence;
 
 constexpr int kMaxDepth = 100;
 constexpr int64_t kMaxCount = 10'000;
-// Integers that every JSON parser keeps exactly: 15 digits.
-constexpr int64_t kLargestInteger = 999'999'999'999'999;
 
 std::string Escaped(absl::string_view key) {
   return absl::StrReplaceAll(key, {{"~", "~0"}, {"/", "~1"}});
@@ -59,7 +53,11 @@ class SchemaCompiler {
     const Grammar::Rule root = grammar_.AddRule();
     MMFREE_ASSIGN_OR_RETURN(Sequence value, ValueAt(""));
     grammar_.AddAlternative(root, std::move(value));
-    MMFREE_RETURN_IF_ERROR(grammar_.Finish(root));
+    const absl::Status status = grammar_.Finish(root);
+    if (absl::IsInvalidArgument(status) && grammar_.rules()[root].empty() && !nothing_.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(status.message(), ": ", nothing_));
+    }
+    MMFREE_RETURN_IF_ERROR(status);
     return std::move(grammar_);
   }
 
@@ -69,6 +67,13 @@ class SchemaCompiler {
   }
   static absl::Status Unsupported(const std::string& at, absl::string_view what) {
     return absl::UnimplementedError(absl::StrCat("at \"", at, "\": ", what, " is not supported"));
+  }
+
+  // No value validates at this place. What is around it may do without one: only the whole schema
+  // must leave something, and the first such place is named when it does not.
+  Sequence Nothing(const std::string& at, absl::string_view why) {
+    if (nothing_.empty()) nothing_ = absl::StrCat("at \"", at, "\": ", why);
+    return {grammar_.AddRule()};
   }
 
   Sequence Text(absl::string_view literal) { return grammar_.Bytes(literal); }
@@ -104,7 +109,7 @@ class SchemaCompiler {
 
   absl::StatusOr<Sequence> Value(const Json& schema, const std::string& at) {
     if (schema.is_boolean()) {
-      if (!schema.get<bool>()) return Sequence{grammar_.AddRule()};  // nothing
+      if (!schema.get<bool>()) return Nothing(at, "false allows nothing");
       return AnyValue();
     }
     if (!schema.is_object()) return Invalid(at, "a schema is an object, true or false");
@@ -129,7 +134,9 @@ class SchemaCompiler {
     const std::string target = reference.get<std::string>();
     if (!absl::StartsWith(target, "#")) return Unsupported(at, "a \"$ref\" to another document");
     if (target.size() > 1 && target[1] != '/') return Unsupported(at, "a \"$ref\" to an anchor");
-    return ValueAt(target.substr(1));
+    const std::optional<std::string> pointer = PointerOf(target);
+    if (!pointer.has_value()) return Invalid(at, "\"$ref\" is not percent-encoded as URIs are");
+    return ValueAt(*pointer);
   }
 
   absl::StatusOr<Sequence> Constants(const Json& values, const Json& schema,
@@ -143,8 +150,9 @@ class SchemaCompiler {
                        [&](const auto& type) { return HasType(value, type); })) {
         continue;
       }
-      alternatives.push_back(Text(value.dump()));
+      alternatives.push_back(Text(Written(value)));
     }
+    if (alternatives.empty()) return Nothing(at, "no constant is of the type");
     return grammar_.OneOf(std::move(alternatives));
   }
 
@@ -208,28 +216,27 @@ class SchemaCompiler {
                                        const std::string& at) {
     if (!schema.contains(key)) return absent;
     const Json& value = schema[key];
-    if (!value.is_number() || value.get<double>() < 0 ||
-        value.get<double>() != std::floor(value.get<double>())) {
+    if (!IsNumber(value) || !IsWhole(value) || NearestDouble(value) < 0) {
       return Invalid(at, absl::StrCat("\"", key, "\" is not a count"));
     }
-    if (value.get<double>() > kMaxCount) {
+    const int64_t count = FloorWithin(value, kMaxCount + 1);
+    if (count > kMaxCount) {
       return Unsupported(at, absl::StrCat("\"", key, "\" of more than ", kMaxCount));
     }
-    return value.get<int64_t>();
+    return count;
   }
 
   struct Counts {
     int64_t min = 0;
     int64_t max = -1;  // none
+
+    bool possible() const { return max < 0 || max >= min; }
   };
   static absl::StatusOr<Counts> CountsOf(const Json& schema, const char* min, const char* max,
                                          const std::string& at) {
     Counts counts;
     MMFREE_ASSIGN_OR_RETURN(counts.min, Count(schema, min, 0, at));
     MMFREE_ASSIGN_OR_RETURN(counts.max, Count(schema, max, -1, at));
-    if (counts.max >= 0 && counts.max < counts.min) {
-      return Invalid(at, absl::StrCat("\"", max, "\" is less than \"", min, "\""));
-    }
     return counts;
   }
 
@@ -240,6 +247,7 @@ class SchemaCompiler {
 
   absl::StatusOr<Sequence> String(const Json& schema, const std::string& at) {
     MMFREE_ASSIGN_OR_RETURN(const Counts counts, CountsOf(schema, "minLength", "maxLength", at));
+    if (!counts.possible()) return Nothing(at, "\"maxLength\" is less than \"minLength\"");
     if (schema.contains("pattern")) {
       if (counts.min > 0 || counts.max >= 0) {
         return Unsupported(at, "\"pattern\" beside \"minLength\" or \"maxLength\"");
@@ -258,62 +266,19 @@ class SchemaCompiler {
         {Text("\""), grammar_.Repeat(StringCharacter(), counts.min, counts.max), Text("\"")});
   }
 
-  static absl::StatusOr<double> Bound(const Json& schema, const char* key, double absent,
-                                      const std::string& at) {
-    if (!schema.contains(key)) return absent;
-    if (!schema[key].is_number()) return Invalid(at, absl::StrCat("\"", key, "\" is not a number"));
-    return schema[key].get<double>();
-  }
-
   absl::StatusOr<Sequence> Number(const std::string& type, const Json& schema,
                                   const std::string& at) {
-    MMFREE_ASSIGN_OR_RETURN(const double divisor, Bound(schema, "multipleOf", 1, at));
-    if (divisor <= 0) return Invalid(at, "\"multipleOf\" is not above 0");
-    if (divisor > kMaxDivisor || divisor != std::floor(divisor)) {
-      return Unsupported(at,
-                         absl::StrCat("\"multipleOf\" that is not whole or above ", kMaxDivisor));
+    absl::StatusOr<std::optional<Sequence>> numbers =
+        NumbersOfSchema(schema, type == "integer", &grammar_);
+    if (!numbers.ok()) {
+      return absl::Status(numbers.status().code(),
+                          absl::StrCat("at \"", at, "\": ", numbers.status().message()));
     }
-    // Multiples are whole, too.
-    if (type == "number" && !schema.contains("multipleOf")) return Decimal(schema, at);
-    constexpr double kLimit = static_cast<double>(kLargestInteger);
-    MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kLimit, at));
-    MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kLimit, at));
-    MMFREE_ASSIGN_OR_RETURN(const double above, Bound(schema, "exclusiveMinimum", -kLimit - 1, at));
-    MMFREE_ASSIGN_OR_RETURN(const double below, Bound(schema, "exclusiveMaximum", kLimit + 1, at));
-    const double low = std::max({std::ceil(minimum), std::floor(above) + 1, -kLimit});
-    const double high = std::min({std::floor(maximum), std::ceil(below) - 1, kLimit});
-    if (low > high) return Invalid(at, "no integer is within the bounds");
-    const auto first = static_cast<int64_t>(low);
-    const auto last = static_cast<int64_t>(high);
-    if (divisor == 1) return IntegersBetween(first, last, &grammar_);
-    std::optional<Sequence> multiples =
-        MultiplesBetween(first, last, static_cast<int32_t>(divisor), &grammar_);
-    if (!multiples.has_value()) return Invalid(at, "no multiple is within the bounds");
-    return *std::move(multiples);
-  }
-
-  // Any number, or one within bounds, which is written without an exponent.
-  absl::StatusOr<Sequence> Decimal(const Json& schema, const std::string& at) {
-    constexpr double kNone = std::numeric_limits<double>::infinity();
-    MMFREE_ASSIGN_OR_RETURN(const double minimum, Bound(schema, "minimum", -kNone, at));
-    MMFREE_ASSIGN_OR_RETURN(const double maximum, Bound(schema, "maximum", kNone, at));
-    MMFREE_ASSIGN_OR_RETURN(const double above, Bound(schema, "exclusiveMinimum", -kNone, at));
-    MMFREE_ASSIGN_OR_RETURN(const double below, Bound(schema, "exclusiveMaximum", kNone, at));
-    std::optional<DecimalBound> low, high;
-    if (std::max(minimum, above) > -kNone) low = {std::max(minimum, above), above >= minimum};
-    if (std::min(maximum, below) < kNone) high = {std::min(maximum, below), below <= maximum};
-    if (low.has_value() || high.has_value()) {
-      std::optional<Sequence> number = DecimalsBetween(low, high, &grammar_);
-      if (!number.has_value()) return Invalid(at, "no number of 15 digits is within the bounds");
-      return *std::move(number);
+    if (!numbers->has_value()) {
+      const absl::string_view what = schema.contains("multipleOf") ? "multiple" : type;
+      return Nothing(at, absl::StrCat("no ", what, " is within the bounds"));
     }
-    const Sequence integer = IntegersBetween(-kLargestInteger, kLargestInteger, &grammar_);
-    const Sequence digit = Character({{'0', '9'}});
-    const Sequence fraction = Join({Text("."), grammar_.Repeat(digit, 1, 15)});
-    const Sequence exponent = Join({Character({{'e', 'e'}, {'E', 'E'}}),
-                                    grammar_.Optional(Character({{'+', '+'}, {'-', '-'}})),
-                                    grammar_.Repeat(digit, 1, 2)});
-    return Join({integer, grammar_.Optional(fraction), grammar_.Optional(exponent)});
+    return **std::move(numbers);
   }
 
   absl::StatusOr<Sequence> AnyValue() {
@@ -336,7 +301,7 @@ class SchemaCompiler {
       MMFREE_ASSIGN_OR_RETURN(part.value, AnyValue());
       return part;
     }
-    part.exists = !(schema[key].is_boolean() && !schema[key].get<bool>());
+    if (schema[key] == false) return Part{{grammar_.AddRule()}, false};
     MMFREE_ASSIGN_OR_RETURN(part.value, ValueAt(absl::StrCat(at, "/", Escaped(key))));
     return part;
   }
@@ -353,16 +318,22 @@ class SchemaCompiler {
     }
     std::vector<Sequence> items;
     for (auto value = values->begin(); value != values->end(); ++value) {
-      if (std::find(values->begin(), value, *value) == value) items.push_back(Text(value->dump()));
+      const bool again = std::any_of(values->begin(), value, [&value](const Json& earlier) {
+        return SameValue(earlier, *value);
+      });
+      if (!again) items.push_back(Text(Written(*value)));
     }
     const std::optional<Sequence> list =
         DistinctItems(items, Separator(","), counts.min, counts.max, &grammar_);
-    if (!list.has_value()) return Invalid(at, "\"minItems\" is more than there are distinct items");
+    if (!list.has_value()) {
+      return Nothing(at, "\"minItems\" is more than there are distinct items");
+    }
     return Join({Text("["), *list, Text("]")});
   }
 
   absl::StatusOr<Sequence> Array(const Json& schema, const std::string& at) {
     MMFREE_ASSIGN_OR_RETURN(const Counts counts, CountsOf(schema, "minItems", "maxItems", at));
+    if (!counts.possible()) return Nothing(at, "\"maxItems\" is less than \"minItems\"");
     if (schema.contains("uniqueItems") && schema["uniqueItems"] != false &&
         (counts.max < 0 || counts.max > 1)) {
       return DistinctArray(counts, schema, at);
@@ -405,6 +376,9 @@ class SchemaCompiler {
   absl::StatusOr<Sequence> Object(const Json& schema, const std::string& at) {
     MMFREE_ASSIGN_OR_RETURN(const Counts counts,
                             CountsOf(schema, "minProperties", "maxProperties", at));
+    if (!counts.possible()) {
+      return Nothing(at, "\"maxProperties\" is less than \"minProperties\"");
+    }
     std::vector<std::string> required;
     if (schema.contains("required")) {
       if (!schema["required"].is_array()) return Invalid(at, "\"required\" is not a list");
@@ -468,7 +442,7 @@ class SchemaCompiler {
     if (counts.min > 1)
       return Unsupported(at, "\"minProperties\" above 1 without named properties");
     if (!additional.exists || counts.max == 0) {
-      if (counts.min > 0) return Invalid(at, "no property is allowed and one is needed");
+      if (counts.min > 0) return Nothing(at, "no property is allowed and one is needed");
       return Text("{}");
     }
     const Sequence name = Join({Text("\""), grammar_.Repeat(StringCharacter(), 0, -1), Text("\"")});
@@ -483,6 +457,7 @@ class SchemaCompiler {
   absl::flat_hash_map<std::string, Grammar::Rule> rules_;  // by JSON pointer
   Grammar::Rule any_value_ = -1;
   Sequence string_character_;
+  std::string nothing_;  // the first place where nothing validates, and why
   int depth_ = 0;
 };
 
@@ -490,8 +465,7 @@ class SchemaCompiler {
 
 absl::StatusOr<Grammar> GrammarOfJsonSchema(absl::string_view schema) {
   if (NestedTooDeeply(schema)) return absl::InvalidArgumentError("is nested too deeply");
-  const Json json = Json::parse(schema.begin(), schema.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return absl::InvalidArgumentError("is not JSON");
+  MMFREE_ASSIGN_OR_RETURN(const Json json, ParseExactJson(schema));
   return SchemaCompiler(json).Compile();
 }
 

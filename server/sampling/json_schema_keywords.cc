@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "server/tokenizer/utf8.h"
 
 namespace mmfree {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = ExactJson;
 
 // References to references, at most: more go in a circle.
 constexpr int kMaxReferences = 20;
@@ -31,8 +34,10 @@ const Json* Resolved(const Json& document, const Json* schema) {
     if (!reference->is_string()) return nullptr;
     const std::string target = reference->get<std::string>();
     if (!absl::StartsWith(target, "#/")) return nullptr;
+    const std::optional<std::string> pointer = PointerOf(target);
+    if (!pointer.has_value()) return nullptr;
     try {
-      schema = &document.at(Json::json_pointer(target.substr(1)));
+      schema = &document.at(Json::json_pointer(*pointer));
     } catch (const Json::exception&) {
       return nullptr;
     }
@@ -66,7 +71,8 @@ bool HaveDistinctConstants(const Json& a, const Json& b) {
   const auto of_b = ConstantsOf(b);
   return of_a.has_value() && of_b.has_value() &&
          std::none_of(of_a->begin(), of_a->end(), [&](const Json& value) {
-           return std::find(of_b->begin(), of_b->end(), value) != of_b->end();
+           return std::any_of(of_b->begin(), of_b->end(),
+                              [&value](const Json& other) { return SameValue(value, other); });
          });
 }
 
@@ -75,7 +81,7 @@ std::optional<std::vector<std::string>> RestrictedTypes(const Json& schema) {
   std::optional<std::vector<std::string>> types;
   if (const auto constants = ConstantsOf(schema); constants.has_value()) {
     types.emplace();
-    for (const Json& value : *constants) types->emplace_back(value.type_name());
+    for (const Json& value : *constants) types->emplace_back(TypeName(value));
   } else if (schema.contains("type")) {
     types = TypesOf(schema);
   }
@@ -137,11 +143,28 @@ absl::string_view TypeOfKeyword(absl::string_view key) {
   return "";
 }
 
+std::optional<std::string> PointerOf(absl::string_view reference) {
+  std::string pointer;
+  for (size_t i = 1; i < reference.size(); ++i) {
+    if (reference[i] != '%') {
+      pointer.push_back(reference[i]);
+      continue;
+    }
+    const absl::string_view digits = reference.substr(i + 1, 2);
+    if (digits.size() < 2 || !absl::ascii_isxdigit(static_cast<unsigned char>(digits[0])) ||
+        !absl::ascii_isxdigit(static_cast<unsigned char>(digits[1]))) {
+      return std::nullopt;
+    }
+    pointer += absl::HexStringToBytes(digits);
+    i += 2;
+  }
+  if (FindInvalidUtf8(pointer) != pointer.size()) return std::nullopt;  // messages name it
+  return pointer;
+}
+
 bool HasType(const Json& value, absl::string_view type) {
-  if (type == "integer") return value.is_number_integer();
-  if (type == "number") return value.is_number();
-  if (type == "boolean") return value.is_boolean();
-  return value.type_name() == type;
+  if (type == "integer") return IsNumber(value) && IsWhole(value);
+  return TypeName(value) == type;
 }
 
 std::optional<std::vector<std::string>> TypesOf(const Json& schema) {

@@ -8,13 +8,12 @@ namespace {
 // After "{".
 absl::StatusOr<Quantifier> TakeCounts(TextReader* reader) {
   MMFREE_ASSIGN_OR_RETURN(const int64_t min, reader->TakeNumber(Quantifier::kMaxCount));
-  Quantifier count = {min < 0 ? 0 : min, min};
+  if (min < 0) return reader->Error("expected a count as in {2}, {2,} or {0,5}");
+  Quantifier count = {min, min};
   if (reader->Consume(",")) {
     MMFREE_ASSIGN_OR_RETURN(const int64_t max, reader->TakeNumber(Quantifier::kMaxCount));
     count.max = max < 0 ? Quantifier::kUnbounded : max;
     if (max >= 0 && max < count.min) return reader->Error("a count's end is before its start");
-  } else if (min < 0) {
-    return reader->Error("expected a count as in {2} or {2,5}");
   }
   if (!reader->Consume("}")) return reader->Error("expected } after a count");
   return count;

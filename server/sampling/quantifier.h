@@ -18,8 +18,9 @@ struct Quantifier {
   int64_t max = 1;  // or kUnbounded
 };
 
-// Reads * + ? {n} {n,} {n,m} or {,m}; nullopt, with nothing read, when none stands there.
-// INVALID_ARGUMENT for a count that is malformed, out of order or above kMaxCount.
+// Reads * + ? {n} {n,} or {n,m}; nullopt, with nothing read, when none stands there.
+// INVALID_ARGUMENT for a count that is malformed, out of order or above kMaxCount. {,m} is
+// malformed: to some it is {0,m}, to others plain text.
 absl::StatusOr<std::optional<Quantifier>> TakeQuantifier(TextReader* reader);
 
 }  // namespace mmfree

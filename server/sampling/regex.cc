@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
 #include "server/sampling/quantifier.h"
@@ -15,6 +16,7 @@ namespace {
 
 constexpr int kMaxDepth = 200;
 
+// ECMA-262's classes, with its flag u and without i.
 const CodePoints& Digits() {
   static const CodePoints* const kPoints = new CodePoints{{'0', '9'}};
   return *kPoints;
@@ -25,7 +27,9 @@ const CodePoints& WordCharacters() {
   return *kPoints;
 }
 const CodePoints& Spaces() {
-  static const CodePoints* const kPoints = new CodePoints{{'\t', '\r'}, {' ', ' '}};
+  static const CodePoints* const kPoints = new CodePoints{
+      {'\t', '\r'},     {' ', ' '},       {0xa0, 0xa0},     {0x1680, 0x1680}, {0x2000, 0x200a},
+      {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}, {0xfeff, 0xfeff}};
   return *kPoints;
 }
 const CodePoints& LineEnds() {
@@ -34,55 +38,75 @@ const CodePoints& LineEnds() {
   return *kPoints;
 }
 
+bool IsHighSurrogate(uint32_t point) { return point >= 0xd800 && point <= 0xdbff; }
+bool IsLowSurrogate(uint32_t point) { return point >= 0xdc00 && point <= 0xdfff; }
+
 class RegexParser {
  public:
   RegexParser(absl::string_view regex, const CodePoints& within, Grammar* grammar)
       : in_(regex), within_(within), grammar_(grammar) {}
 
   absl::StatusOr<Grammar::Sequence> Parse() {
-    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence all, Alternatives(0));
+    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence all, Alternatives(0, /*at_start=*/true));
     if (!in_.done()) return in_.Error("a ) without its (");
     return all;
   }
 
  private:
-  absl::StatusOr<Grammar::Sequence> Alternatives(int depth) {
+  // `at_start`: nothing can stand before it, so that ^ is true.
+  absl::StatusOr<Grammar::Sequence> Alternatives(int depth, bool at_start) {
     if (depth > kMaxDepth) return in_.Error("groups are nested too deeply");
     std::vector<Grammar::Sequence> alternatives;
     do {
-      MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence sequence, Concatenation(depth));
+      MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence sequence, Concatenation(depth, at_start));
       alternatives.push_back(std::move(sequence));
     } while (in_.Consume("|"));
     return grammar_->OneOf(std::move(alternatives));
   }
 
-  absl::StatusOr<Grammar::Sequence> Concatenation(int depth) {
+  // The whole text is matched anyway, so anchors add nothing where they are true and are refused
+  // elsewhere.
+  absl::StatusOr<Grammar::Sequence> Concatenation(int depth, bool at_start) {
     Grammar::Sequence sequence;
-    // The whole text is matched anyway.
-    in_.Consume("^");
+    const int64_t ends_before = ends_;
     while (!in_.done() && in_.Peek() != '|' && in_.Peek() != ')') {
       if (in_.Consume("$")) {
-        if (in_.done() || in_.Peek() == '|' || in_.Peek() == ')') break;
-        return in_.Error("$ is only possible at the end");
+        ++ends_;
+        continue;
       }
-      MMFREE_ASSIGN_OR_RETURN(const Grammar::Sequence item, Repeated(depth));
+      if (ends_ != ends_before) return in_.Error("$ is only possible at the end");
+      if (at_start && in_.Consume("^")) {
+        ++starts_;
+        continue;
+      }
+      MMFREE_ASSIGN_OR_RETURN(const Grammar::Sequence item, Repeated(depth, at_start));
+      at_start = false;
       sequence.insert(sequence.end(), item.begin(), item.end());
     }
     return sequence;
   }
 
-  absl::StatusOr<Grammar::Sequence> Repeated(int depth) {
-    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence item, Atom(depth));
-    for (;;) {
-      MMFREE_ASSIGN_OR_RETURN(const std::optional<Quantifier> count, TakeQuantifier(&in_));
-      if (!count.has_value()) return item;
-      in_.Consume("?");  // lazy or not, the texts are the same
-      item = grammar_->Repeat(item, count->min, count->max);
+  absl::StatusOr<Grammar::Sequence> Repeated(int depth, bool at_start) {
+    const int64_t anchors = starts_ + ends_;
+    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence item, Atom(depth, at_start));
+    const size_t start = in_.at();
+    MMFREE_ASSIGN_OR_RETURN(const std::optional<Quantifier> count, TakeQuantifier(&in_));
+    if (!count.has_value()) return item;
+    if (starts_ + ends_ != anchors && (count->max < 0 || count->max > 1)) {
+      in_.Rewind(start);
+      return in_.Error("^ or $ cannot be repeated");
     }
+    in_.Consume("?");  // lazy or not, the texts are the same
+    // Of two in a row, + may be possessive, which matches less, and others are an error elsewhere.
+    const char next = in_.Peek();
+    if (next == '*' || next == '+' || next == '?' || next == '{') {
+      return in_.Error("what is repeated cannot be repeated again: use a group");
+    }
+    return grammar_->Repeat(item, count->min, count->max);
   }
 
-  absl::StatusOr<Grammar::Sequence> Atom(int depth) {
-    if (in_.Consume("(")) return Group(depth);
+  absl::StatusOr<Grammar::Sequence> Atom(int depth, bool at_start) {
+    if (in_.Consume("(")) return Group(depth, at_start);
     if (in_.Consume("[")) {
       MMFREE_ASSIGN_OR_RETURN(const CodePoints points, Class());
       return Character(points);
@@ -99,20 +123,30 @@ class RegexParser {
     return Character({{point, point}});
   }
 
-  absl::StatusOr<Grammar::Sequence> Group(int depth) {
+  absl::StatusOr<Grammar::Sequence> Group(int depth, bool at_start) {
     if (in_.Consume("?")) {
       const bool named = in_.Consume("P<") || (in_.Peek() == '<' && in_.Consume("<"));
       if (named) {
         if (in_.Peek() == '=' || in_.Peek() == '!') return in_.Unsupported("look-behind is");
-        while (!in_.done() && in_.Peek() != '>') in_.TakeCharacter();
-        if (!in_.Consume(">")) return in_.Error("a group's name has no end");
+        if (!TakeName())
+          return in_.Error("expected a group's name of letters, digits and _, and >");
       } else if (!in_.Consume(":")) {
         return in_.Unsupported("(? with anything but : or a name is");
       }
     }
-    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence inner, Alternatives(depth + 1));
+    MMFREE_ASSIGN_OR_RETURN(Grammar::Sequence inner, Alternatives(depth + 1, at_start));
     if (!in_.Consume(")")) return in_.Error("a ( without its )");
     return inner;
+  }
+
+  // A name and its ">".
+  bool TakeName() {
+    if (absl::ascii_isdigit(static_cast<unsigned char>(in_.Peek()))) return false;
+    const size_t start = in_.at();
+    while (absl::ascii_isalnum(static_cast<unsigned char>(in_.Peek())) || in_.Peek() == '_') {
+      in_.TakeCharacter();
+    }
+    return in_.at() > start && in_.Consume(">");
   }
 
   // After "[".
@@ -185,8 +219,7 @@ class RegexParser {
         return one(point);
       }
       case 'u': {
-        MMFREE_ASSIGN_OR_RETURN(const uint32_t point, in_.TakeHex(4));
-        if (point >= 0xd800 && point <= 0xdfff) return in_.Unsupported("surrogates are");
+        MMFREE_ASSIGN_OR_RETURN(const uint32_t point, CodePoint());
         return one(point);
       }
       default:
@@ -199,6 +232,28 @@ class RegexParser {
     return one(c);
   }
 
+  // After "\u": {...}, four digits, or those of two surrogates.
+  absl::StatusOr<uint32_t> CodePoint() {
+    uint32_t point = 0;
+    if (in_.Consume("{")) {
+      do {
+        MMFREE_ASSIGN_OR_RETURN(const uint32_t digit, in_.TakeHex(1));
+        point = point * 16 + digit;
+        if (point > kLastCodePoint) return in_.Error("not a code point");
+      } while (!in_.Consume("}"));
+    } else {
+      MMFREE_ASSIGN_OR_RETURN(point, in_.TakeHex(4));
+      if (IsHighSurrogate(point) && in_.Consume("\\u")) {
+        MMFREE_ASSIGN_OR_RETURN(const uint32_t low, in_.TakeHex(4));
+        if (IsLowSurrogate(low)) point = 0x10000 + ((point - 0xd800) << 10) + (low - 0xdc00);
+      }
+    }
+    if (IsHighSurrogate(point) || IsLowSurrogate(point)) {
+      return in_.Unsupported("half of a surrogate pair is");
+    }
+    return point;
+  }
+
   Grammar::Sequence Character(const CodePoints& points) {
     return grammar_->Character(Intersection(points, within_));
   }
@@ -206,6 +261,9 @@ class RegexParser {
   TextReader in_;
   const CodePoints& within_;
   Grammar* const grammar_;
+  // Anchors that were read: ^ and $.
+  int64_t starts_ = 0;
+  int64_t ends_ = 0;
 };
 
 }  // namespace
