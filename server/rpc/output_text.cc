@@ -4,6 +4,8 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace mmfree {
 
 OutputText::OutputText(const Tokenizer* tokenizer, bool starts_text, Options options)
@@ -17,27 +19,35 @@ std::string OutputText::Append(int32_t token) {
   ++tokens_;
   if (options_.stop_strings == nullptr) return text;
 
-  const StopStrings& strings = *options_.stop_strings;
-  for (size_t i = 0; i < text.size(); ++i) {
-    node_ = strings.Next(node_, text[i]);
-    const int32_t match = strings.match(node_);
-    if (match < 0 || tokens_ < options_.min_tokens) continue;
-    matched_ = &strings.string(match);
-    tail_.append(text, 0, i + 1);
-    if (i + 1 == text.size()) AddBoundary();
-    if (!options_.include_stop) tail_.resize(tail_.size() - matched_->size());
-    return Show(tail_.size());
-  }
-  tail_ += text;
+  if (EndsIn(text)) return Show(tail_.size());
   // Whole characters: the strings are valid UTF-8, and so is what they may begin in.
-  text = Show(tail_.size() - strings.pending(node_));
+  text = Show(tail_.size() - options_.stop_strings->pending(node_));
   Settle();
   return text;
 }
 
 std::string OutputText::Finish() {
   if (matched_ != nullptr) return "";
-  return Show(tail_.size()) + decoder_.Finish();
+  const std::string text = decoder_.Finish();
+  if (options_.stop_strings == nullptr) return text;
+  (void)EndsIn(text);
+  return Show(tail_.size());
+}
+
+bool OutputText::EndsIn(absl::string_view text) {
+  const StopStrings& strings = *options_.stop_strings;
+  for (size_t i = 0; i < text.size(); ++i) {
+    node_ = strings.Next(node_, text[i]);
+    const int32_t match = strings.match(node_);
+    if (match < 0 || tokens_ < options_.min_tokens) continue;
+    matched_ = &strings.string(match);
+    absl::StrAppend(&tail_, text.substr(0, i + 1));
+    if (i + 1 == text.size()) AddBoundary();
+    if (!options_.include_stop) tail_.resize(tail_.size() - matched_->size());
+    return true;
+  }
+  absl::StrAppend(&tail_, text);
+  return false;
 }
 
 OutputText::Kept OutputText::kept() const {

@@ -32,7 +32,7 @@ class OutputText {
   std::string Append(int32_t token);
 
   // The end of the output, when no stop string matched: what was held back. Bytes of an unfinished
-  // character become U+FFFD.
+  // character become U+FFFD, with which one may match after all. Nothing when it is called again.
   std::string Finish();
 
   // The stop string that ended the text; null while none has.
@@ -60,6 +60,9 @@ class OutputText {
     bool drops_leading_space = false;
   };
 
+  // Appends to tail_ as much of `text` as there is before a stop string is complete; whether one
+  // is.
+  bool EndsIn(absl::string_view text);
   // The next part of tail_, up to `end`.
   std::string Show(size_t end);
   // Notes the place after the last token, if it is one, and forgets what is settled.
@@ -83,6 +86,10 @@ class TextStop final : public StopCondition {
 
   bool Append(int32_t token) override {
     text_.Append(token);
+    return text_.matched() != nullptr;
+  }
+  bool Finish() override {
+    text_.Finish();
     return text_.matched() != nullptr;
   }
   int64_t settled() const override { return text_.settled_tokens(); }

@@ -35,6 +35,9 @@ class StopCondition {
   virtual ~StopCondition() = default;
   // The next token was emitted. True: the output is complete with it; not called again then.
   virtual bool Append(int32_t token) = 0;
+  // The output ends for another reason. True: its end completes what it is to stop at, which is the
+  // reason then.
+  virtual bool Finish() { return false; }
   // So many of the first tokens that were given are part of the context wherever in the others the
   // output ends; it does not fall. Asked after each token of requests with a final_state.
   virtual int64_t settled() const { return 0; }

@@ -31,6 +31,11 @@ std::string StepLoop::OutcomeOf(const absl::Status& status) {
 
 void StepLoop::FinishGeneration(RequestState* request, FinishReason reason, int32_t matched,
                                 absl::Time now) {
+  if (reason != FinishReason::kStopString && request->stop_condition != nullptr &&
+      request->stop_condition->Finish()) {
+    reason = FinishReason::kStopString;
+    matched = -1;
+  }
   // The slot holds the state until End: after the prompt and the emitted tokens; with kLength
   // without the last emitted one, which was not fed.
   if (request->final_state != nullptr) {

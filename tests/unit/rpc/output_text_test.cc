@@ -176,6 +176,40 @@ TEST(OutputTextTest, ACopyGoesOnByItself) {
   EXPECT_TRUE(other->Append(3 + 'z'));
 }
 
+// The bytes of a character that never was finished are text, too: U+FFFD.
+TEST(OutputTextTest, TheEndOfAnUnfinishedCharacterCanCompleteAStopString) {
+  const FakeTokenizer tokenizer;
+  const auto expect = [&tokenizer](const std::string& bytes, const std::string& stop, bool include,
+                                   const std::string& shown, bool matches, int64_t kept,
+                                   int64_t least) {
+    OutputText::Options options;
+    options.stop_strings =
+        std::make_shared<const StopStrings>(std::vector<std::string>{stop, "zz"});
+    options.include_stop = include;
+    options.min_tokens = least;
+    OutputText text(&tokenizer, false, options);
+    TextStop condition(text);
+    std::string all;
+    for (const int32_t token : Tokens(bytes)) {
+      all += text.Append(token);
+      ASSERT_FALSE(condition.Append(token));
+    }
+    EXPECT_EQ(all + text.Finish(), shown);
+    EXPECT_EQ(text.Finish(), "");
+    EXPECT_EQ(condition.Finish(), matches);
+    ASSERT_EQ(text.matched() != nullptr, matches);
+    if (!matches) return;
+    EXPECT_EQ(*text.matched(), stop);
+    EXPECT_EQ(text.kept().tokens, kept);
+    EXPECT_EQ(text.kept().rest, "");
+  };
+  expect("ab\xf0\x9f", "\uFFFD", false, "ab", true, 2, 0);
+  expect("ab\xf0\x9f", "b\uFFFD", false, "a", true, 1, 0);
+  expect("ab\xf0\x9f", "b\uFFFD", true, "ab\uFFFD", true, 4, 0);
+  expect("ab\xf0\x9f", "b\uFFFD", false, "ab\uFFFD", false, 0, 5);
+  expect("ab\xf0\x9f", "\uFFFDc", false, "ab\uFFFD", false, 0, 0);
+}
+
 TEST(OutputTextTest, WithoutStopStringsItIsTheDecoder) {
   const FakeTokenizer tokenizer;
   OutputText text(&tokenizer, false, {});

@@ -87,6 +87,31 @@ TEST_F(StepLoopSamplingTest, AStopConditionEndsTheGenerationWithItsToken) {
   EXPECT_EQ(Outcomes("stop_string"), 3);
 }
 
+// Stops at nothing but the end.
+class StopAtTheEnd final : public StopCondition {
+ public:
+  bool Append(int32_t) override { return false; }
+  bool Finish() override { return true; }
+  std::unique_ptr<StopCondition> Clone() const override { return std::make_unique<StopAtTheEnd>(); }
+};
+
+TEST_F(StepLoopSamplingTest, AStopConditionMayBeMetByTheEnd) {
+  Start();
+  const int32_t fourth = ExpectedIds(Prompt(5), 4).back();
+  for (const bool length : {false, true}) {
+    GenerationRequest request = Generation(Prompt(5), length ? 3 : 10);
+    request.stop_token_ids = {fourth};
+    request.stop_condition = std::make_shared<StopAtTheEnd>();
+    auto sink = std::make_shared<CollectingSink>();
+    MustSubmit(std::move(request), sink);
+    const absl::StatusOr<GenerationResult> result = sink->WaitForEnd();
+    ASSERT_TRUE(result.ok());
+    EXPECT_EQ(result->reason, FinishReason::kStopString);
+    EXPECT_EQ(result->matched_stop_token, -1);
+    EXPECT_THAT(sink->ids(), ElementsAreArray(ExpectedIds(Prompt(5), 3)));
+  }
+}
+
 class PromptSink final : public GenerationSink {
  public:
   explicit PromptSink(std::shared_ptr<CollectingSink> sink) : sink_(std::move(sink)) {}
