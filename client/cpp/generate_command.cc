@@ -37,7 +37,7 @@ Examples:
 
 )";
 
-// Cancels on SIGINT, which must be blocked in every thread. Lives until the process ends.
+// Cancels on SIGINT, which must be blocked in every thread.
 class InterruptWatcher {
  public:
   // Made before any other thread.
@@ -46,24 +46,38 @@ class InterruptWatcher {
     sigaddset(&signals_, SIGINT);
     pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
   }
+  ~InterruptWatcher() {
+    if (!thread_.joinable()) return;
+    ending_ = true;
+    pthread_kill(thread_.native_handle(), SIGINT);
+    thread_.join();
+  }
+  // At most once.
   void Start() {
-    std::thread([this] {
-      int signal = 0;
-      sigwait(&signals_, &signal);
+    thread_ = std::thread([this] {
+      if (!AwaitInterrupt()) return;
       interrupted_ = true;
       token_.Cancel();
       // A second one does not wait for the server.
-      sigwait(&signals_, &signal);
-      _exit(kExitInterrupted);
-    }).detach();
+      if (AwaitInterrupt()) _exit(kExitInterrupted);
+    });
   }
   CancelToken* token() { return &token_; }
   bool interrupted() const { return interrupted_; }
 
  private:
+  // False when there is nothing left to interrupt.
+  bool AwaitInterrupt() {
+    int signal = 0;
+    sigwait(&signals_, &signal);
+    return !ending_;
+  }
+
   sigset_t signals_;
   CancelToken token_;
   std::atomic<bool> interrupted_{false};
+  std::atomic<bool> ending_{false};
+  std::thread thread_;
 };
 
 class GenerateCommand final : public Command {
