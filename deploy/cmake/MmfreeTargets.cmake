@@ -19,12 +19,19 @@ function(mmfree_binary name)
   target_link_libraries(${name} PRIVATE mmfree_options ${ARG_DEPS})
 endfunction()
 
+# The limit of a test, in seconds: only a hang reaches it. Several times that under a sanitizer
+# (tests/support/patience.h).
+set(MMFREE_TEST_TIMEOUT 300)
+if(MMFREE_SANITIZE)
+  set(MMFREE_TEST_TIMEOUT 2400)
+endif()
+
 # mmfree_test(NAME SRCS files... DEPS targets... [LABELS labels...] [TIMEOUT seconds])
 #   A GoogleTest program whose tests ctest lists one by one. A skipped test prints why.
 function(mmfree_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 120)
+    set(ARG_TIMEOUT ${MMFREE_TEST_TIMEOUT})
   endif()
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE mmfree_options ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)

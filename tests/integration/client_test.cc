@@ -191,7 +191,7 @@ TEST_F(ClientTest, ScoreFileScoresEachLineAsATextOfItsOwn) {
 // A server that admits three texts at a time, with nothing to spare: two of the three places are
 // taken until the client has been refused.
 TEST_F(ClientTest, ScoreFileFitsItselfToATinyServerAndWaitsForAFullOne) {
-  StartServer({"--max_sessions=1", "--max_queue=2"});
+  StartServer({"--max_sessions=1", "--max_queue=2", kKeepsSlots});
   const TempDirectory directory;
   std::string content;
   for (int i = 0; i < 20; ++i) absl::StrAppend(&content, "The cat number ", i, " ran.\n");

@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "tests/integration/live_server.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
 
@@ -69,7 +70,7 @@ TEST_F(LifecycleTest, TermDrainsHealthFirstAndRunningStreamsFinish) {
   // New calls are refused right after (one may still slip in between), while the admitted one runs
   // to its end.
   Generation refused = Generate(GreedyRequest("Once", 1));
-  for (const absl::Time limit = absl::Now() + absl::Seconds(20);
+  for (const absl::Time limit = absl::Now() + Patience(absl::Minutes(1));
        refused.status.ok() && absl::Now() < limit;) {
     refused = Generate(GreedyRequest("Once", 1));
   }
@@ -227,7 +228,7 @@ TEST_F(LifecycleTest, MetricsPageIsWellFormed) {
   // A call is counted when the server is done with it, which its client may know a little earlier.
   const std::string counted = "mmfree_rpcs_total{method=\"Generate\",status=\"OK\"} 1";
   std::string page = Scrape();
-  for (const absl::Time limit = absl::Now() + absl::Seconds(20);
+  for (const absl::Time limit = absl::Now() + Patience(absl::Minutes(1));
        !absl::StrContains(page, counted) && absl::Now() < limit;) {
     page = Scrape();
   }
@@ -251,7 +252,7 @@ TEST_F(LifecycleTest, TlsWithAClientCertificate) {
        "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert});
   if (!made.ok() || made->exit_code != 0) GTEST_SKIP() << "the openssl program is not installed";
   StartServer({"--tls_cert=" + cert, "--tls_key=" + key, "--tls_client_ca=" + cert});
-  const std::vector<std::string> tls = {"--tls", "--tls_ca=" + cert, "--timeout=10s", "health"};
+  const std::vector<std::string> tls = {"--tls", "--tls_ca=" + cert, "--timeout=1m", "health"};
   absl::StatusOr<ProgramResult> health = server_->Client(tls);
   ASSERT_THAT(health, IsOk());
   EXPECT_EQ(health->exit_code, 1) << "a client without a certificate was let in";

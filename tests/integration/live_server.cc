@@ -82,7 +82,7 @@ Generation LiveServer::Generate(const v1::GenerateRequest& request, absl::Durati
 
 v1::TokenizeResponse LiveServer::Tokenize(const v1::TokenizeRequest& request) const {
   grpc::ClientContext context;
-  SetTimeout(&context, absl::Minutes(1));
+  SetTimeout(&context, Patience(absl::Minutes(2)));
   v1::TokenizeResponse response;
   const grpc::Status status = inference_->Tokenize(&context, request, &response);
   EXPECT_TRUE(status.ok()) << status.error_message();
@@ -91,7 +91,7 @@ v1::TokenizeResponse LiveServer::Tokenize(const v1::TokenizeRequest& request) co
 
 std::string LiveServer::Detokenize(const std::vector<int32_t>& ids, bool continuation) const {
   grpc::ClientContext context;
-  SetTimeout(&context, absl::Minutes(1));
+  SetTimeout(&context, Patience(absl::Minutes(2)));
   v1::DetokenizeRequest request;
   request.mutable_token_ids()->Add(ids.begin(), ids.end());
   request.set_continuation(continuation);
@@ -103,7 +103,7 @@ std::string LiveServer::Detokenize(const std::vector<int32_t>& ids, bool continu
 
 v1::GetLoadResponse LiveServer::Load() const {
   grpc::ClientContext context;
-  SetTimeout(&context, absl::Seconds(20));
+  SetTimeout(&context, Patience(absl::Minutes(1)));
   v1::GetLoadResponse load;
   const grpc::Status status = models_->GetLoad(&context, {}, &load);
   EXPECT_TRUE(status.ok()) << status.error_message();
@@ -125,7 +125,7 @@ void LiveServer::ExpectIdle() const {
     return load.running() == 0 && load.queued() == 0 && load.slots_used() == 0 &&
            load.paused() == 0 && load.preempted() == 0 && load.tokens_in_flight() == 0;
   }));
-  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  const absl::Time deadline = absl::Now() + Patience(absl::Minutes(1));
   for (const char* gauge : {"mmfree_num_requests_running{", "mmfree_num_requests_waiting{",
                             "mmfree_num_requests_paused{", "mmfree_num_requests_preempted{",
                             "mmfree_tokens_in_flight{", "mmfree_state_slots_used{"}) {

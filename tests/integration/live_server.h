@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "mmfree/v1/inference.grpc.pb.h"
 #include "mmfree/v1/model.grpc.pb.h"
+#include "tests/support/patience.h"
 #include "tests/support/process.h"
 
 namespace mmfree {
@@ -33,14 +34,14 @@ class LiveServer : public testing::Test {
   void StartServer(const std::vector<std::string>& flags = {});
 
   Generation Generate(const v1::GenerateRequest& request,
-                      absl::Duration timeout = absl::Minutes(1)) const;
+                      absl::Duration timeout = Patience(absl::Minutes(2))) const;
   v1::TokenizeResponse Tokenize(const v1::TokenizeRequest& request) const;
   std::string Detokenize(const std::vector<int32_t>& ids, bool continuation) const;
   v1::GetLoadResponse Load() const;
 
   // Polls GetLoad until `reached` holds; false after `timeout`.
   bool AwaitLoad(const std::function<bool(const v1::GetLoadResponse&)>& reached,
-                 absl::Duration timeout = absl::Seconds(20)) const;
+                 absl::Duration timeout = Patience(absl::Minutes(1))) const;
   // Nothing runs or waits and every slot is free, in GetLoad and in the metrics.
   void ExpectIdle() const;
 
@@ -61,6 +62,10 @@ v1::GenerateRequest GreedyRequest(const std::string& text, uint32_t max_new_toke
 
 // One that goes on until it is ended from outside.
 v1::GenerateRequest EndlessRequest();
+
+// Of a server whose endless streams keep their slots although nobody reads them: without it, one
+// that has filled its connection makes room for others.
+inline constexpr char kKeepsSlots[] = "--max_stream_backlog=100000";
 
 // Path of a program of this build.
 std::string BuiltProgram(const std::string& name);

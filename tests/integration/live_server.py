@@ -52,7 +52,7 @@ def _start_server(program, model, directory, more):
         program, f"--model={model}", "--backend=cpu", "--listen=127.0.0.1:0",
         "--metrics_listen=127.0.0.1:0", f"--port_file={ports}", *more
     ])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not ports.exists():
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < deadline, "the server does not serve"
@@ -94,7 +94,7 @@ def start(description, add_arguments=lambda parser: None):
             with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
                 yield Server(channel, flags, ports["metrics"])
             server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
+            assert server.wait(240) == 0
         finally:
             server.kill()
             server.wait()

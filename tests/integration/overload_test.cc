@@ -18,6 +18,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "mmfree/v1/session.grpc.pb.h"
 #include "tests/integration/live_server.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_is.h"
 
 namespace mmfree {
@@ -118,7 +119,7 @@ class OverloadTest : public LiveServer {
 
   // Runs mmfree-load against the server.
   ProgramResult RunLoad(std::vector<std::string> flags,
-                        absl::Duration timeout = absl::Minutes(2)) const {
+                        absl::Duration timeout = Patience(absl::Minutes(2))) const {
     flags.insert(flags.begin(), {BuiltProgram("mmfree-load"), "--server=" + server_->address(),
                                  "--json", "--quiet"});
     absl::StatusOr<ProgramResult> result = RunProgram(flags, timeout);
@@ -144,9 +145,10 @@ TEST_F(OverloadTest, AThousandClientsThatNeverReadCostOthersNothingAndLittleMemo
     idle.push_back(std::make_unique<IdleStream>(stub.get(), request));
   }
   ASSERT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) { return load.paused() == kClients; },
-                        absl::Minutes(5)));
+                        Patience(absl::Minutes(2))));
   const int64_t memory = ResidentBytes(server_->pid()) - before;
-  EXPECT_LE(memory, kClients * (kMostBytesEach + StateBytes()));
+  const int64_t most = kClients * (kMostBytesEach + StateBytes());
+  EXPECT_TRUE(memory <= most || kSanitized) << memory;
 
   // A client that reads gets a slot although a thousand others were there first, and every step is
   // its own: as many as its tokens. At first a transport may still take a message from one of the
@@ -169,6 +171,7 @@ TEST_F(OverloadTest, AThousandClientsThatNeverReadCostOthersNothingAndLittleMemo
     EXPECT_EQ(stream->WaitForEnd().error_code(), grpc::StatusCode::CANCELLED);
   }
   ExpectIdle();
+  if (kSanitized) GTEST_SKIP() << "all but the bound on memory, under a sanitizer";
 }
 
 // What a short prompt waits for is its own tokens, however many long ones came before it and
@@ -226,14 +229,14 @@ TEST_F(OverloadTest, WhoIsPreemptedGetsTheBytesOfAnUndisturbedRun) {
     for (int turn = 0; turn < 2; ++turn) {
       v1::GenerateRequest of_session = request(seed);
       of_session.set_session_id(created.session().id());
-      const Generation generation = Generate(of_session, absl::Minutes(5));
+      const Generation generation = Generate(of_session, Patience(absl::Minutes(2)));
       EXPECT_TRUE(generation.status.ok()) << generation.status.error_message();
       absl::StrAppend(&text, generation.text, "|");
     }
     return text;
   };
   const auto alone = [&](uint64_t seed) {
-    const Generation generation = Generate(request(seed), absl::Minutes(5));
+    const Generation generation = Generate(request(seed), Patience(absl::Minutes(2)));
     EXPECT_TRUE(generation.status.ok()) << generation.status.error_message();
     return generation.text;
   };
@@ -268,7 +271,7 @@ TEST_F(OverloadTest, WhoIsPreemptedGetsTheBytesOfAnUndisturbedRun) {
 TEST_F(OverloadTest, ADrainWithAFullQueueTellsHealthFirstAndFinishesWhatFits) {
   constexpr int kSlots = 50;
   StartServer({absl::StrCat("--max_sessions=", kSlots), absl::StrCat("--max_queue=", kSlots),
-               "--drain_timeout=5s"});
+               absl::StrCat("--drain_timeout=", absl::FormatDuration(Patience(absl::Seconds(5))))});
   std::vector<std::unique_ptr<IdleStream>> endless;
   for (int i = 0; i < 2 * kSlots - 5; ++i) {
     endless.push_back(std::make_unique<IdleStream>(inference_.get(), EndlessRequest()));
@@ -362,7 +365,8 @@ TEST_F(OverloadTest, LoadGeneratorsReportAddsUp) {
 }
 
 TEST_F(OverloadTest, LoadGeneratorCountsRefusalsByCode) {
-  StartServer({"--max_sessions=1", "--max_queue=0"});
+  // The scalar kernels: the stream lasts longer than two runs of a program on any machine.
+  StartServer({"--max_sessions=1", "--max_queue=0", "--cpu_isa=scalar", kKeepsSlots});
   grpc::ClientContext context;
   const auto reader = inference_->Generate(&context, EndlessRequest());
   v1::GenerateResponse event;
@@ -384,12 +388,15 @@ TEST_F(OverloadTest, LoadGeneratorCountsRefusalsByCode) {
 // Two hundred streams in every phase, and the process that reads them is killed.
 TEST_F(OverloadTest, AKilledLoadGeneratorLeavesNothingBehind) {
   StartServer({"--max_sessions=16", "--max_stream_backlog=4"});
-  const absl::StatusOr<ProgramResult> result =
-      RunProgram({BuiltProgram("mmfree-load"), "--server=" + server_->address(),
-                  "--concurrency=200", "--requests=200", "--prompt_tokens=1-600",
-                  "--max_tokens=60000", "--slow=0.3", "--slow_read_delay=1h", "--high=0.3"},
-                 absl::Seconds(3));
-  EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded);
+  absl::StatusOr<std::unique_ptr<InteractiveProgram>> load = InteractiveProgram::Start(
+      {BuiltProgram("mmfree-load"), "--server=" + server_->address(), "--concurrency=200",
+       "--requests=200", "--prompt_tokens=1-600", "--max_tokens=60000", "--slow=0.3",
+       "--slow_read_delay=1h", "--high=0.3"});
+  ASSERT_THAT(load, IsOk());
+  ASSERT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) {
+    return load.running() > 0 && load.queued() > 0 && load.paused() > 0;
+  }));
+  load->reset();
   ExpectIdle();
   EXPECT_TRUE(Generate(GreedyRequest("Once", 4)).status.ok());
 }

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "tests/integration/live_server.h"
+#include "tests/support/patience.h"
 
 namespace mmfree {
 namespace {
@@ -168,7 +169,7 @@ TEST_F(RandomRequestsTest, SayTheSameAloneTogetherAndOnAnyServer) {
     for (size_t first = 0; first < 12; ++first) {
       threads.emplace_back([&, first] {
         for (size_t i = first * step; i < requests.size(); i += 12 * step) {
-          together[i] = Said(Generate(requests[i], absl::Minutes(10)));
+          together[i] = Said(Generate(requests[i], Patience(absl::Minutes(4))));
         }
       });
     }

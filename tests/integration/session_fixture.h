@@ -34,7 +34,7 @@ class SessionFixture : public LiveServer {
                                                                      const Request&, Response*),
                     const Request& request, Response* response) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    context.set_deadline(absl::ToChronoTime(absl::Now() + Patience(absl::Minutes(1))));
     return (sessions_.get()->*method)(&context, request, response);
   }
 
@@ -145,7 +145,7 @@ class SessionFixture : public LiveServer {
   }
   // A client can know of its turn's end before the server does: its own deadline, or its cancel.
   void AwaitFree(const std::string& id) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    const absl::Time deadline = absl::Now() + Patience(absl::Minutes(1));
     while (Get(id).busy()) ASSERT_LT(absl::Now(), deadline);
   }
   static grpc::Status End(Endless* endless) {

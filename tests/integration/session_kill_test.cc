@@ -23,6 +23,7 @@
 #include "gmock/gmock.h"
 #include "mmfree/v1/session.grpc.pb.h"
 #include "tests/integration/live_server.h"
+#include "tests/support/patience.h"
 #include "tests/support/redis_process.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
@@ -83,7 +84,7 @@ class SessionKillTest : public testing::Test {
   }
 
   static void SetDeadline(grpc::ClientContext* context) {
-    context->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+    context->set_deadline(absl::ToChronoTime(absl::Now() + Patience(absl::Minutes(1))));
   }
 
   static void Create(const Replica& replica, const std::string& id) {
@@ -198,12 +199,12 @@ class SessionKillTest : public testing::Test {
     absl::MutexLock lock(&mutex_);
     const uint64_t enough = turns_ + more;
     const auto reached = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return turns_ >= enough; };
-    return mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Minutes(2));
+    return mutex_.AwaitWithTimeout(absl::Condition(&reached), Patience(absl::Minutes(2)));
   }
 
   // Waits until every replica has found its store again.
   void AwaitStore() const {
-    const absl::Time give_up = absl::Now() + absl::Minutes(1);
+    const absl::Time give_up = absl::Now() + Patience(absl::Minutes(1));
     for (const auto& replica : replicas_) {
       while (!PresentTurn(*replica, Id(0)).has_value() && absl::Now() < give_up) {
         absl::SleepFor(absl::Milliseconds(5));

@@ -201,7 +201,7 @@ TEST_F(SessionTest, ATurnThatDoesNotEndWellNeverHappened) {
 }
 
 TEST_F(SessionTest, ATurnThatIsQueuedFreesItsSessionWhenItIsGivenUp) {
-  Start({"--max_sessions=1"});
+  Start({"--max_sessions=1", kKeepsSlots});
   const std::string running = Create();
   const std::string queued = Create();
   const auto blocker = BeginEndless(running);

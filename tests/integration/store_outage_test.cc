@@ -12,6 +12,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "mmfree/v1/session.grpc.pb.h"
 #include "tests/integration/live_server.h"
+#include "tests/support/patience.h"
 #include "tests/support/redis_process.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
@@ -39,7 +40,7 @@ class StoreOutageTest : public LiveServer {
   // generation to work.
   void ExpectStore(bool usable) const {
     const auto expected = usable ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
-    const absl::Time give_up = absl::Now() + absl::Seconds(30);
+    const absl::Time give_up = absl::Now() + Patience(absl::Minutes(1));
     while (Health(kSessionService) != expected && absl::Now() < give_up) {
       absl::SleepFor(absl::Milliseconds(10));
     }

@@ -19,10 +19,11 @@ inline sockaddr_in LoopbackAddress(int port) {
   return address;
 }
 
-// A socket bound to a free port, which goes to `port`; 0 when there is none.
+// A socket bound to `port`, or to a free one when it is 0; `port` becomes that port, or 0 when it
+// cannot be had.
 inline int BindLoopback(int* port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = LoopbackAddress(0);
+  sockaddr_in address = LoopbackAddress(*port);
   socklen_t size = sizeof(address);
   *port = 0;
   if (bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&

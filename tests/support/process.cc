@@ -151,7 +151,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
   command.insert(command.end(), flags.begin(), flags.end());
   MMFREE_ASSIGN_OR_RETURN(
       server->pid_, Spawn(command, server->directory_.File("out"), server->directory_.File("err")));
-  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  const absl::Time deadline = absl::Now() + Patience(absl::Minutes(2));
   while (!std::filesystem::exists(ports)) {
     const absl::StatusOr<int> code = WaitFor(server->pid_, absl::ZeroDuration());
     if (code.ok()) {

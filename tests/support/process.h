@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "tests/support/patience.h"
 #include "tests/support/temp_directory.h"
 
 namespace mmfree {
@@ -25,7 +26,7 @@ struct ProgramResult {
 // Runs `command` (program and arguments, no shell) and waits. DEADLINE_EXCEEDED, with the program
 // killed, when it takes longer than `timeout`.
 absl::StatusOr<ProgramResult> RunProgram(const std::vector<std::string>& command,
-                                         absl::Duration timeout = absl::Seconds(60));
+                                         absl::Duration timeout = Patience(absl::Minutes(2)));
 
 // A program that is talked to. Killed and reaped when destroyed. Not thread-safe.
 class InteractiveProgram {
@@ -40,9 +41,9 @@ class InteractiveProgram {
   void Say(const std::string& line);
   // Waits until `text` is in its standard error, after what earlier calls waited for; false after
   // `timeout`.
-  bool AwaitError(const std::string& text, absl::Duration timeout = absl::Minutes(1));
+  bool AwaitError(const std::string& text, absl::Duration timeout = Patience(absl::Minutes(2)));
   // Ends its standard input and waits for its end.
-  absl::StatusOr<ProgramResult> Finish(absl::Duration timeout = absl::Minutes(1));
+  absl::StatusOr<ProgramResult> Finish(absl::Duration timeout = Patience(absl::Minutes(2)));
 
  private:
   InteractiveProgram() = default;
@@ -73,12 +74,12 @@ class ServerProcess {
   void Signal(int signal) const;
   // Waits for the end and returns the exit code, 128 + the signal when one ended it.
   // DEADLINE_EXCEEDED after `timeout`.
-  absl::StatusOr<int> Wait(absl::Duration timeout = absl::Seconds(30));
+  absl::StatusOr<int> Wait(absl::Duration timeout = Patience(absl::Minutes(2)));
   // What it has printed to standard error so far.
   std::string Log() const;
   // Runs the `mmfree` client of this build against it.
   absl::StatusOr<ProgramResult> Client(const std::vector<std::string>& arguments,
-                                       absl::Duration timeout = absl::Seconds(60)) const;
+                                       absl::Duration timeout = Patience(absl::Minutes(2))) const;
 
  private:
   ServerProcess() = default;

@@ -4,9 +4,12 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <random>
+
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "tests/support/loopback.h"
+#include "tests/support/patience.h"
 
 namespace mmfree {
 namespace {
@@ -14,10 +17,16 @@ namespace {
 // Another process can only be asked; nothing depends on this interval.
 constexpr absl::Duration kPoll = absl::Milliseconds(5);
 
+// A free port that the system gives to nobody else while the server that had it starts again: those
+// that it gives out by itself are above 32767. 0 when there is none.
 int FreePort() {
-  int port = 0;
-  close(BindLoopback(&port));
-  return port;
+  std::random_device random;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    int port = 20'000 + static_cast<int>(random() % 12'000);
+    close(BindLoopback(&port));
+    if (port != 0) return port;
+  }
+  return 0;
 }
 
 // Whether the server there answers this command, and not with an error.
@@ -78,7 +87,7 @@ bool RedisProcess::Launch() {
            "always", static_cast<char*>(nullptr));
     _exit(127);
   }
-  const absl::Time give_up = absl::Now() + absl::Seconds(20);
+  const absl::Time give_up = absl::Now() + Patience(absl::Minutes(1));
   while (pid_ > 0 && absl::Now() < give_up) {
     if (waitpid(pid_, nullptr, WNOHANG) == pid_) {
       pid_ = -1;

@@ -22,6 +22,7 @@
 #include "mmfree/v1/session.grpc.pb.h"
 #include "server/scheduler/retry_after.h"
 #include "tests/support/fake_clock.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
 #include "tests/unit/rpc/fake_engine.h"
@@ -160,12 +161,16 @@ TEST_F(ServerTest, VanishedClientFreesTheRequest) {
 TEST_F(ServerTest, DeadlineReachesTheEngineAndIsNotACancel) {
   Start();
   auto stream = std::make_unique<Stream>();
-  const auto deadline = std::chrono::system_clock::now() + std::chrono::seconds(2);
-  stream->context.set_deadline(deadline);
+  const absl::Duration kTimeout = Patience(absl::Seconds(2));
+  const absl::Time deadline = absl::Now() + kTimeout;
+  stream->context.set_deadline(absl::ToChronoTime(deadline));
   stream->reader = inference_->Generate(&stream->context, TextRequest("Hi"));
   stream->submission = engine_.WaitFor(0);
-  const absl::Duration error = stream->submission.generation.deadline - absl::FromChrono(deadline);
-  EXPECT_LT(absl::AbsDuration(error), absl::Seconds(1));
+  // What is sent is the time left, which is added to the time of its arrival.
+  constexpr absl::Duration kRounding = absl::Milliseconds(100);
+  const absl::Time arrived = stream->submission.generation.deadline;
+  EXPECT_GE(arrived, deadline - kRounding);
+  EXPECT_LE(arrived, absl::Now() + kTimeout + kRounding);
   EXPECT_EQ(stream->reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   engine_.End(stream->submission.handle, absl::DeadlineExceededError("the deadline passed"));
   server_.reset();  // waits for the call to be over

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "server/sessions/memory_store.h"
 #include "tests/support/metric_reader.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_is.h"
 
 namespace mmfree {
@@ -81,7 +82,7 @@ class MonitoredStoreTest : public testing::Test {
   double Reachable() { return MetricValue(registry_, "mmfree_session_store_reachable"); }
   // Whether the store has become so, by probes alone.
   static bool Becomes(const MonitoredStore& store, bool usable) {
-    const absl::Time give_up = absl::Now() + absl::Seconds(20);
+    const absl::Time give_up = absl::Now() + Patience(absl::Minutes(1));
     while (store.usable() != usable && absl::Now() < give_up) absl::SleepFor(absl::Milliseconds(1));
     return store.usable() == usable;
   }

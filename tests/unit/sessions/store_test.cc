@@ -24,6 +24,7 @@
 #include "server/sessions/rocksdb_store.h"
 #endif
 #include "tests/support/fake_clock.h"
+#include "tests/support/patience.h"
 #include "tests/support/status_is.h"
 #include "tests/support/temp_directory.h"
 
@@ -333,7 +334,7 @@ TEST(RocksDbStore, AFullDiskFailsChangesAndNotTheProcess) {
   // when it is opened anew.
   std::filesystem::remove(directory.File("ballast"));
   std::filesystem::remove(directory.File("reserve"));
-  const absl::Time give_up = absl::Now() + absl::Seconds(20);
+  const absl::Time give_up = absl::Now() + Patience(absl::Minutes(1));
   while (!(*store)->Probe(4096).ok() && absl::Now() < give_up) {
     absl::SleepFor(absl::Milliseconds(10));
   }
