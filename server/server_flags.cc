@@ -72,7 +72,8 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->Add("backend", &flags->backend, "NAME",
            "auto (CUDA when there is a usable GPU), cpu or cuda");
   set->Add("cpu_isa", &flags->cpu_isa, "NAME",
-           "auto (the best there is), scalar, avx2, avx512, avx512_gfni or\namx; same results");
+           "auto (the best there is), scalar, avx2, avx_vnni, avx512,\navx512_gfni or amx; same "
+           "results");
   set->AddInteger("threads", &flags->threads, 0, 4096, "N",
                   "CPU threads of a step (default 0: one a physical core)");
   set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
@@ -254,8 +255,9 @@ absl::Status CheckSessions(const ServerFlags& flags) {
 absl::Status CheckTogether(const ServerFlags& flags) {
   MMFREE_RETURN_IF_ERROR(CheckModels(flags.models));
   MMFREE_RETURN_IF_ERROR(CheckOneOf("backend", flags.backend, {"auto", "cpu", "cuda"}));
-  MMFREE_RETURN_IF_ERROR(CheckOneOf("cpu_isa", flags.cpu_isa,
-                                    {"auto", "scalar", "avx2", "avx512", "avx512_gfni", "amx"}));
+  MMFREE_RETURN_IF_ERROR(
+      CheckOneOf("cpu_isa", flags.cpu_isa,
+                 {"auto", "scalar", "avx2", "avx_vnni", "avx512", "avx512_gfni", "amx"}));
   MMFREE_RETURN_IF_ERROR(CheckAddress("listen", flags.listen));
   if (!flags.metrics_listen.empty()) {
     MMFREE_RETURN_IF_ERROR(CheckAddress("metrics_listen", flags.metrics_listen));

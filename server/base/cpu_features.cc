@@ -13,6 +13,19 @@
 namespace mmfree {
 namespace {
 
+bool HasAvxVnni() {
+#if defined(__x86_64__)
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+#else
+  return false;
+#endif
+}
+
 bool HasAmxInt8() {
 #if defined(__x86_64__)
   constexpr unsigned kTile = 1u << 24;
@@ -49,6 +62,8 @@ absl::string_view CpuIsaName(CpuIsa isa) {
       return "scalar";
     case CpuIsa::kAvx2:
       return "avx2";
+    case CpuIsa::kAvxVnni:
+      return "avx_vnni";
     case CpuIsa::kAvx512:
       return "avx512";
     case CpuIsa::kAvx512Gfni:
@@ -66,6 +81,8 @@ bool CpuSupports(CpuIsa isa) {
       return true;
     case CpuIsa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case CpuIsa::kAvxVnni:
+      return CpuSupports(CpuIsa::kAvx2) && HasAvxVnni() && __builtin_cpu_supports("gfni");
     case CpuIsa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -79,8 +96,8 @@ bool CpuSupports(CpuIsa isa) {
 }
 
 absl::StatusOr<CpuIsa> SelectCpuIsa(absl::string_view name) {
-  constexpr CpuIsa kAll[] = {CpuIsa::kAmx, CpuIsa::kAvx512Gfni, CpuIsa::kAvx512, CpuIsa::kAvx2,
-                             CpuIsa::kScalar};
+  constexpr CpuIsa kAll[] = {CpuIsa::kAmx,     CpuIsa::kAvx512Gfni, CpuIsa::kAvx512,
+                             CpuIsa::kAvxVnni, CpuIsa::kAvx2,       CpuIsa::kScalar};
   for (CpuIsa isa : kAll) {
     if (name == "auto" && CpuSupports(isa)) return isa;
     if (name != CpuIsaName(isa)) continue;
@@ -89,8 +106,8 @@ absl::StatusOr<CpuIsa> SelectCpuIsa(absl::string_view name) {
         absl::StrCat("cpu_isa=", name, ": this processor (", CpuModelName(),
                      ") does not have that instruction set; use cpu_isa=auto"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("cpu_isa=", name, ": expected auto, scalar, avx2, avx512, avx512_gfni or amx"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "cpu_isa=", name, ": expected auto, scalar, avx2, avx_vnni, avx512, avx512_gfni or amx"));
 }
 
 std::string CpuModelName() {

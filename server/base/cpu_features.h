@@ -14,12 +14,13 @@ namespace mmfree {
 enum class CpuIsa {
   kScalar,
   kAvx2,        // AVX2, FMA, F16C
+  kAvxVnni,     // the same, AVX-VNNI and GFNI
   kAvx512,      // AVX-512 F, BW, VL, DQ, VNNI
   kAvx512Gfni,  // the same and GFNI
   kAmx,         // the same and AMX int8, which Linux grants a process on request
 };
 
-// "scalar", "avx2", "avx512", "avx512_gfni", "amx".
+// "scalar", "avx2", "avx_vnni", "avx512", "avx512_gfni", "amx".
 absl::string_view CpuIsaName(CpuIsa isa);
 
 // Whether this processor and its operating system can run `isa`.

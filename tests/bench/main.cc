@@ -16,7 +16,8 @@
 
 ABSL_FLAG(std::string, backend, "cpu", "backend to measure: cpu or cuda");
 ABSL_FLAG(std::string, shape, "370m", "model shape: tales, 370m, 1.3b, 2.7b or 13b");
-ABSL_FLAG(std::string, cpu_isa, "auto", "cpu: auto, scalar, avx2, avx512, avx512_gfni or amx");
+ABSL_FLAG(std::string, cpu_isa, "auto",
+          "cpu: auto, scalar, avx2, avx_vnni, avx512, avx512_gfni or amx");
 ABSL_FLAG(std::string, model, "", "load_model: the model directory");
 ABSL_FLAG(int32_t, threads, 0, "threads; 0: one for each physical core");
 ABSL_FLAG(int32_t, batch, 1, "sequences in a step");
@@ -36,7 +37,7 @@ constexpr char kHelp[] = R"(mmfree-bench: measures a backend on seeded random te
 
   --backend=cpu           backend to measure: cpu, or cuda where it is built in
   --shape=NAME            tales, 370m, 1.3b, 2.7b or 13b
-  --cpu_isa=auto          auto, scalar, avx2, avx512, avx512_gfni or amx
+  --cpu_isa=auto          auto, scalar, avx2, avx_vnni, avx512, avx512_gfni or amx
   --threads=0             0: one for each physical core
   --pin_threads           bind each thread to a core
   --batch=1               sequences in a step

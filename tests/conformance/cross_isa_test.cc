@@ -178,8 +178,8 @@ class CrossIsaTest : public testing::TestWithParam<CpuIsa> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, CrossIsaTest,
-                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512,
-                                         CpuIsa::kAvx512Gfni, CpuIsa::kAmx),
+                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvxVnni,
+                                         CpuIsa::kAvx512, CpuIsa::kAvx512Gfni, CpuIsa::kAmx),
                          [](const testing::TestParamInfo<CpuIsa>& info) {
                            return std::string(CpuIsaName(info.param));
                          });

@@ -51,8 +51,8 @@ TEST_P(GoldenCpuTest, GreedyContinuationsFollowTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, GoldenCpuTest,
-                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512,
-                                         CpuIsa::kAvx512Gfni),
+                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvxVnni,
+                                         CpuIsa::kAvx512, CpuIsa::kAvx512Gfni),
                          [](const auto& info) { return std::string(CpuIsaName(info.param)); });
 
 }  // namespace

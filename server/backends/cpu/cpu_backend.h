@@ -17,8 +17,8 @@
 namespace mmfree {
 
 struct CpuBackendOptions {
-  // "auto" (the best this processor has), "scalar", "avx2", "avx512", "avx512_gfni" or
-  // "amx".
+  // "auto" (the best this processor has), "scalar", "avx2", "avx_vnni", "avx512",
+  // "avx512_gfni" or "amx".
   std::string isa = "auto";
   // Threads that compute a step, the caller of Step among them. 0: one for each physical core that
   // the process may run on (affinity mask and cgroup quota).

@@ -13,10 +13,14 @@ namespace {
 constexpr int64_t kFloatsPerLine = 16;
 // Positions that go through the head at a time.
 constexpr int32_t kHeadRows = 64;
-// Floats of one block of product outputs in a thread's scratch.
+// Floats of one block of product outputs in a thread's scratch, without what is between its rows.
 constexpr int64_t kBlockFloats = 32768;
 
-int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// From row to row, for rows of n floats: an odd number of cache lines, so that the same columns of
+// many rows, which a product writes together, lie in different sets of the caches.
+int64_t RowStride(int64_t n) {
+  return ((n + kFloatsPerLine - 1) / kFloatsPerLine | 1) * kFloatsPerLine;
+}
 
 FloatType ToFloatType(DType dtype) {
   switch (dtype) {
@@ -49,9 +53,9 @@ absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const Model* model, Wei
 }
 
 absl::Status Forward::Allocate() {
-  ld_hidden_ = RoundUp(hidden_, kFloatsPerLine);
-  ld_intermediate_ = RoundUp(intermediate_, kFloatsPerLine);
-  ld_vocab_ = RoundUp(vocab_, kFloatsPerLine);
+  ld_hidden_ = RowStride(hidden_);
+  ld_intermediate_ = RowStride(intermediate_);
+  ld_vocab_ = RowStride(vocab_);
   const int64_t head_rows = std::min(max_tokens_, kHeadRows);
   const int64_t floats = max_tokens_ * (3 * ld_hidden_ + ld_intermediate_) + head_rows * ld_vocab_;
   MMFREE_ASSIGN_OR_RETURN(floats_, Region::Allocate(floats * sizeof(float)));
@@ -77,7 +81,7 @@ absl::Status Forward::Allocate() {
   threads_.resize(pool_->size());
   for (ThreadScratch& thread : threads_) {
     MMFREE_ASSIGN_OR_RETURN(thread.panel, Region::Allocate(std::max(3 * hidden_cols, widest_cols)));
-    MMFREE_ASSIGN_OR_RETURN(thread.blocks, Region::Allocate(2 * kBlockFloats * sizeof(float)));
+    MMFREE_ASSIGN_OR_RETURN(thread.blocks, Region::Allocate(2 * BlockFloats() * sizeof(float)));
   }
   return absl::OkStatus();
 }
@@ -137,12 +141,13 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
   const Codes codes = Quantize(thread, tokens, input);
 
   const int64_t width = BlockWidth(tokens);
+  const int64_t ld = RowStride(width);
   float* forget = reinterpret_cast<float*>(threads_[thread].blocks.mutable_data());
-  float* in = forget + kBlockFloats;
+  float* in = forget + BlockFloats();
   for (int64_t c = slice.begin; c < slice.end; c += width) {
     const Range block = {c, std::min(c + width, slice.end)};
-    Product(weights.f, block, codes, 0, forget, width, false);
-    Product(weights.i, block, codes, 1, in, width, false);
+    Product(weights.f, block, codes, 0, forget, ld, false);
+    Product(weights.i, block, codes, 1, in, ld, false);
     Product(weights.g, block, codes, 2, g_ + c, ld_hidden_, false);
     for (const Segment& segment : chunk.segments) {
       float* const state = segment.state + layer * hidden_ + c;
@@ -152,9 +157,9 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
       ScanArgs scan;
       scan.tokens = segment.count;
       scan.channels = block.end - block.begin;
-      scan.forget = forget + segment.first * width;
-      scan.input = in + segment.first * width;
-      scan.ld_gates = width;
+      scan.forget = forget + segment.first * ld;
+      scan.input = in + segment.first * ld;
+      scan.ld_gates = ld;
       scan.g = g_ + segment.first * ld_hidden_ + c;
       scan.y = y_ + segment.first * ld_hidden_ + c;
       scan.ld = ld_hidden_;
@@ -198,15 +203,16 @@ void Forward::Mlp(int thread, const Chunk& chunk, int64_t layer) {
 
   const Range slice = Slice(intermediate_, thread);
   const int64_t width = BlockWidth(tokens);
+  const int64_t ld = RowStride(width);
   float* p = reinterpret_cast<float*>(threads_[thread].blocks.mutable_data());
-  float* r = p + kBlockFloats;
+  float* r = p + BlockFloats();
   for (int64_t c = slice.begin; c < slice.end; c += width) {
     const Range block = {c, std::min(c + width, slice.end)};
-    Product(weights.gate, block, codes, 0, p, width, false);
-    Product(weights.gate, {intermediate_ + block.begin, intermediate_ + block.end}, codes, 0, r,
-            width, false);
+    Product(weights.gate, block, codes, 0, p, ld, false);
+    Product(weights.gate, {intermediate_ + block.begin, intermediate_ + block.end}, codes, 0, r, ld,
+            false);
     for (int32_t t = 0; t < tokens; ++t) {
-      kernels_->swiglu(p + t * width, r + t * width, block.end - block.begin,
+      kernels_->swiglu(p + t * ld, r + t * ld, block.end - block.begin,
                        z_ + t * ld_intermediate_ + c);
     }
   }
@@ -340,6 +346,8 @@ void Forward::Product(const TernaryMatrix& matrix, Range rows, const Codes& code
   args.accumulate = accumulate;
   kernels_->product(args);
 }
+
+int64_t Forward::BlockFloats() const { return kBlockFloats + max_tokens_ * kFloatsPerLine; }
 
 int64_t Forward::BlockWidth(int32_t tokens) const {
   return kBlockFloats / tokens / kFloatsPerLine * kFloatsPerLine;

@@ -114,6 +114,8 @@ class Forward {
   void Emit(const OutputPosition& output, absl::Span<float> logits) const;
 
   Range Slice(int64_t n, int thread) const { return ThreadSlice(n, thread, pool_->size()); }
+  // Floats of a block of product outputs.
+  int64_t BlockFloats() const;
   // Channels per block of products whose outputs a thread uses at once.
   int64_t BlockWidth(int32_t tokens) const;
 
@@ -125,7 +127,7 @@ class Forward {
   int64_t hidden_ = 0;        // D
   int64_t intermediate_ = 0;  // F
   int64_t vocab_ = 0;         // V
-  int64_t ld_hidden_ = 0;     // D and F rounded up to a cache line of floats
+  int64_t ld_hidden_ = 0;     // D and F rounded up to an odd number of cache lines
   int64_t ld_intermediate_ = 0;
 
   Region floats_;

@@ -123,6 +123,7 @@ struct Kernels {
 const Kernels& ScalarKernels();
 #if defined(__x86_64__)
 const Kernels& Avx2Kernels();
+const Kernels& AvxVnniKernels();  // AVX2, and products on AVX-VNNI and GFNI
 const Kernels& Avx512Kernels();
 const Kernels& GfniKernels();  // AVX-512, and fewer multiplications in products of several tokens
 const Kernels& AmxKernels();   // AVX-512, and AMX int8 for products of many tokens

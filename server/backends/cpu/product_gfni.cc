@@ -16,26 +16,16 @@
 
 #include <immintrin.h>
 
+#include "server/backends/cpu/gfni_rows.h"
 #include "server/backends/cpu/product_avx512.h"
 #include "server/backends/cpu/product_avx512_tiles.h"
 
 namespace mmfree::cpu::gfni {
 namespace {
 
-// The matrix of vgf2p8affineqb that makes c_low + 64 c_high of a byte of codes: row i of it, a mask
-// of the source bits that bit i of the result is the sum of, is byte 7 - i.
-constexpr int64_t PairMatrix(int low, int high) {
-  uint64_t matrix = 0;
-  for (int bit = 0; bit < 2; ++bit) {
-    matrix |= uint64_t{1} << (2 * low + bit) << (8 * (7 - bit));
-    matrix |= uint64_t{1} << (2 * high + bit) << (8 * (1 - bit));
-  }
-  return static_cast<int64_t>(matrix);
-}
-
 struct ChainedRows {
   static constexpr int kSums = 3;
-  static constexpr int64_t kMaxColumns = 512;
+  static constexpr int64_t kMaxColumns = kChainedColumns;
 
   void Operands(__m512i b, __m512i* bytes) const {
     bytes[0] = _mm512_and_si512(b, rows03);
@@ -52,9 +42,9 @@ struct ChainedRows {
     rows[1] = _mm512_srai_epi32(_mm512_sub_epi32(sums[2], rows[2]), 6);
   }
 
-  const __m512i rows03 = _mm512_set1_epi8(static_cast<char>(0xc3));
-  const __m512i rows32 = _mm512_set1_epi64(PairMatrix(3, 2));
-  const __m512i rows21 = _mm512_set1_epi64(PairMatrix(2, 1));
+  const __m512i rows03 = _mm512_set1_epi8(static_cast<char>(kRows03));
+  const __m512i rows32 = _mm512_set1_epi64(kRows32);
+  const __m512i rows21 = _mm512_set1_epi64(kRows21);
 };
 
 }  // namespace

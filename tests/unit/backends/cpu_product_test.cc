@@ -130,8 +130,8 @@ class ProductTest : public testing::TestWithParam<CpuIsa> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, ProductTest,
-                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512,
-                                         CpuIsa::kAvx512Gfni, CpuIsa::kAmx),
+                         testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvxVnni,
+                                         CpuIsa::kAvx512, CpuIsa::kAvx512Gfni, CpuIsa::kAmx),
                          IsaTestName);
 
 TEST_P(ProductTest, IsExactForEveryNumberOfTokens) {

@@ -13,8 +13,8 @@
 namespace mmfree {
 
 // The vector instruction sets; the scalar kernels are what they are compared with.
-inline constexpr CpuIsa kVectorIsas[] = {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Gfni,
-                                         CpuIsa::kAmx};
+inline constexpr CpuIsa kVectorIsas[] = {CpuIsa::kAvx2, CpuIsa::kAvxVnni, CpuIsa::kAvx512,
+                                         CpuIsa::kAvx512Gfni, CpuIsa::kAmx};
 
 // One test for each vector instruction set; skips, visibly, where the processor lacks it.
 class VectorKernelsTest : public testing::TestWithParam<CpuIsa> {

@@ -37,7 +37,7 @@ TEST(ServerFlags, MistakesSayWhatToDo) {
       {{"deploy/models/tales"}, "--model=DIR"},
       {{"--model=x", "--backend=gpu"}, "expected one of auto, cpu, cuda"},
       {{"--model=x", "--cpu_isa=sse"},
-       "expected one of auto, scalar, avx2, avx512, avx512_gfni, amx"},
+       "expected one of auto, scalar, avx2, avx_vnni, avx512, avx512_gfni, amx"},
       {{"--model=x", "--threads=-1"}, "from 0 to"},
       {{"--model=x", "--max_sessions=0"}, "from 1 to"},
       {{"--model=x", "--drain_timeout=30"}, "such as 500ms"},
