@@ -113,6 +113,12 @@ uint64_t CheckpointChecksum(const std::string& body) {
   return XXH3_64bits(body.data(), body.size());
 }
 
+bool CheckpointIsWhole(const std::string& bytes) {
+  v1::SessionCheckpoint checkpoint;
+  return checkpoint.ParseFromString(bytes) &&
+         checkpoint.checksum() == CheckpointChecksum(checkpoint.body());
+}
+
 v1::SessionCheckpoint EncodeCheckpoint(const SessionState& state, const std::string& model_digest,
                                        v1::StateDtype dtype, const SessionKey& key) {
   if (dtype == v1::STATE_DTYPE_UNSPECIFIED) dtype = v1::STATE_DTYPE_F32;

@@ -28,6 +28,9 @@ absl::StatusOr<SessionState> DecodeCheckpoint(const v1::SessionCheckpoint& check
 // What SessionCheckpoint.checksum is of a body.
 uint64_t CheckpointChecksum(const std::string& body);
 
+// Whether these bytes are a message whose checksum is right.
+bool CheckpointIsWhole(const std::string& bytes);
+
 // The digest of the model that a checkpoint says it is of, for choosing one; DecodeCheckpoint
 // checks the rest. FAILED_PRECONDITION: another format version; DATA_LOSS: damaged.
 absl::StatusOr<std::string> CheckpointModelDigest(const v1::SessionCheckpoint& checkpoint);

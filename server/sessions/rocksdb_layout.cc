@@ -21,6 +21,7 @@ namespace {
 // States are rewritten at every turn: kept out of the tables, compaction does not copy them.
 constexpr uint64_t kMinBlobBytes = 4096;
 constexpr size_t kWriteBufferBytes = 16 << 20;
+constexpr int kUnlimited = 1 << 30;
 
 void AppendBigEndian(uint64_t value, int bytes, std::string* out) {
   for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) {
@@ -66,6 +67,10 @@ std::string RecordKey(const SessionName& name) {
   return absl::StrCat(OwnerPrefix(kRecords, name.owner), name.id);
 }
 
+std::string LostStateKey(const SessionName& name) {
+  return absl::StrCat(OwnerPrefix(kLostStates, name.owner), name.id);
+}
+
 std::string CheckpointPrefix(const SessionName& name) {
   std::string key = absl::StrCat(OwnerPrefix(kCheckpoints, name.owner), name.id);
   key.push_back('\0');
@@ -90,7 +95,8 @@ bool ParseCheckpointKey(const rocksdb::Slice& key, SessionName* name) {
 
 bool IsKey(const rocksdb::Slice& key) {
   SessionName name;
-  return ParseRecordKey(key, &name) || ParseCheckpointKey(key, &name) || key == kProbe;
+  return ParseRecordKey(key, &name) || ParseCheckpointKey(key, &name) ||
+         ParseName(kLostStates, key, &name) || key == kProbe;
 }
 
 std::string EncodeValue(uint64_t revision, absl::Time expire_time, absl::string_view record) {
@@ -121,6 +127,10 @@ rocksdb::Options Options() {
   // be a commit lost in silence, so the store does not open then.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   options.info_log = std::make_shared<RocksDbLog>();
+  // Commits do not wait for compaction, which may be unable to go on until damage is mended; what
+  // it has of tables is small.
+  options.level0_slowdown_writes_trigger = kUnlimited;
+  options.level0_stop_writes_trigger = kUnlimited;
   // So much must be free again before a disk that was full is written to.
   options.write_buffer_size = kWriteBufferBytes;
   options.enable_blob_files = true;

@@ -16,6 +16,7 @@
 #include "server/sessions/rocksdb_blob.h"
 #include "server/sessions/rocksdb_files.h"
 #include "server/sessions/rocksdb_rebuild.h"
+#include "server/sessions/rocksdb_watch.h"
 
 namespace mmfree {
 namespace {
@@ -38,26 +39,34 @@ auto WithLock(const std::string& directory, const Function& function) -> decltyp
   return function();
 }
 
-// Blob files that the database knows, or all.
-absl::Status MendBlobFiles(const std::string& directory, const RocksDbManifest& manifest) {
+// Of the blob files that the database knows. Says whether anything that they held is gone.
+absl::StatusOr<bool> MendBlobFiles(const std::string& directory, const RocksDbManifest& manifest) {
+  bool lost = false;
   for (const uint64_t number : manifest.blobs) {
     const std::string path =
         absl::StrCat(directory, "/", absl::Dec(number, absl::kZeroPad6), ".blob");
     std::error_code error;
-    if (!fs::exists(path, error)) continue;  // what it held is lost
+    if (!fs::exists(path, error)) {
+      lost = true;
+      Log(LogLevel::kError, absl::StrCat("session store: ", path,
+                                         " is gone; sessions with states in it get DATA_LOSS"));
+      continue;
+    }
     MMFREE_ASSIGN_OR_RETURN(const bool mended, MendRocksDbBlobFile(path));
     if (mended) {
+      lost = true;
       Log(LogLevel::kError, absl::StrCat("session store: ", path,
                                          " was damaged at its beginning or its end; sessions with "
                                          "states in what is lost of it get DATA_LOSS"));
     }
   }
-  return absl::OkStatus();
+  return lost;
 }
 
 // What is wrong with the files of a database that is there, as far as they tell before it is
-// opened; nullopt: nothing.
-absl::StatusOr<std::optional<std::string>> Check(const std::string& directory) {
+// opened; nullopt: nothing that keeps it from that.
+absl::StatusOr<std::optional<std::string>> Check(const std::string& directory,
+                                                 bool* states_are_lost) {
   MMFREE_RETURN_IF_ERROR(FinishRocksDbRebuild(directory));
   // Without its CURRENT it would pass for one that is yet to be made.
   bool is_new = true;
@@ -70,12 +79,8 @@ absl::StatusOr<std::optional<std::string>> Check(const std::string& directory) {
   MMFREE_ASSIGN_OR_RETURN(const std::optional<RocksDbManifest> manifest,
                           ReadRocksDbManifest(directory));
   if (!manifest.has_value()) return "its list of files is damaged";
-  MMFREE_RETURN_IF_ERROR(MendBlobFiles(directory, *manifest));
+  MMFREE_ASSIGN_OR_RETURN(*states_are_lost, MendBlobFiles(directory, *manifest));
   return std::nullopt;
-}
-
-bool IsDamage(const rocksdb::Status& status) {
-  return status.IsCorruption() || status.IsPathNotFound();
 }
 
 absl::StatusOr<std::unique_ptr<rocksdb::DB>> Open(const rocksdb::Options& options,
@@ -86,7 +91,7 @@ absl::StatusOr<std::unique_ptr<rocksdb::DB>> Open(const rocksdb::Options& option
   std::unique_ptr<rocksdb::DB> db(opened);
   if (status.ok()) status = db->VerifyChecksum();
   if (status.ok()) return db;
-  if (!IsDamage(status)) return Fail(directory, status.ToString());
+  if (!IsRocksDbDamage(status)) return Fail(directory, status.ToString());
   *damage = status.ToString();
   return nullptr;
 }
@@ -112,22 +117,26 @@ absl::Status Rebuild(const std::string& directory, absl::string_view damage) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<rocksdb::DB>> OpenRocksDb(const rocksdb::Options& options,
-                                                         const std::string& directory) {
+absl::StatusOr<OpenedRocksDb> OpenRocksDb(const rocksdb::Options& options,
+                                          const std::string& directory,
+                                          std::optional<std::string> damage) {
   std::error_code error;
   fs::create_directories(directory, error);
   if (error) return Fail(directory, error.message());
-  MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> damage,
-                          WithLock(directory, [&] { return Check(directory); }));
-  std::unique_ptr<rocksdb::DB> db;
+  OpenedRocksDb opened;
+  MMFREE_ASSIGN_OR_RETURN(const std::optional<std::string> found, WithLock(directory, [&] {
+                            return Check(directory, &opened.states_are_lost);
+                          }));
+  if (!damage.has_value()) damage = found;
   if (!damage.has_value()) {
-    MMFREE_ASSIGN_OR_RETURN(db, Open(options, directory, &damage));
+    MMFREE_ASSIGN_OR_RETURN(opened.db, Open(options, directory, &damage));
   }
-  if (!damage.has_value()) return db;
+  if (!damage.has_value()) return opened;
   MMFREE_RETURN_IF_ERROR(WithLock(directory, [&] { return Rebuild(directory, *damage); }));
   damage.reset();
-  MMFREE_ASSIGN_OR_RETURN(db, Open(options, directory, &damage));
-  if (!damage.has_value()) return db;
+  opened.states_are_lost = false;
+  MMFREE_ASSIGN_OR_RETURN(opened.db, Open(options, directory, &damage));
+  if (!damage.has_value()) return opened;
   return absl::DataLossError(absl::StrCat("session store rocksdb:", directory, ": ", *damage));
 }
 

@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/base/status_macros.h"
+#include "server/sessions/checkpoint.h"
 #include "server/sessions/rocksdb_blob.h"
 #include "server/sessions/rocksdb_files.h"
 #include "server/sessions/rocksdb_gather.h"
@@ -133,16 +134,20 @@ absl::Status Gather(const std::string& directory, RocksDbGather* gather) {
   return absl::OkStatus();
 }
 
-// Of its kept turns those that are there: one that is not is found missing when it is asked for.
-void AppendCheckpoints(const RocksDbGather& gather, const SessionName& name,
+// Of its kept turns those that are whole: one that is not is found missing when it is asked for.
+// Says whether the present one is.
+bool AppendCheckpoints(const RocksDbGather& gather, const SessionName& name,
                        absl::string_view encoded_record, rocksdb::WriteBatch* batch) {
   const absl::StatusOr<SessionRecord> record = DecodeRecord(encoded_record);
-  if (!record.ok()) return;
-  for (const KeptTurn& kept : record->kept) {
+  bool present = false;
+  for (const KeptTurn& kept : record.ok() ? record->kept : std::vector<KeptTurn>()) {
     const std::string key = rocksdb_layout::CheckpointKey(name, kept.revision);
     const std::optional<std::string> checkpoint = gather.ReadCheckpoint(key);
-    if (checkpoint.has_value()) batch->Put(key, *checkpoint);
+    present = checkpoint.has_value() && CheckpointIsWhole(*checkpoint);
+    if (present) batch->Put(key, *checkpoint);
   }
+  if (!present) batch->Put(rocksdb_layout::LostStateKey(name), "");
+  return present;
 }
 
 absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, RocksDbRebuild* result) {
@@ -163,8 +168,11 @@ absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, Rocks
     if (found.value.has_value() &&
         rocksdb_layout::DecodeValue(*found.value, &ignored_revision, &ignored_time, &record)) {
       batch.Put(key, *found.value);
-      AppendCheckpoints(*gather, name, record, &batch);
-      ++result->kept;
+      if (AppendCheckpoints(*gather, name, record, &batch)) {
+        ++result->kept;
+      } else {
+        result->lost.push_back(std::move(name));
+      }
     } else {
       batch.Put(key, rocksdb_layout::EncodeValue(NewRevision(), absl::InfiniteFuture(),
                                                  rocksdb_layout::kLost));
@@ -177,7 +185,9 @@ absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, Rocks
   return FromRocksDb(db->Close(), "closing a new database");
 }
 
-absl::Status CheckRoom(const std::string& directory) {
+}  // namespace
+
+absl::Status CheckRocksDbRebuildRoom(const std::string& directory) {
   std::error_code error;
   uint64_t bytes = 0;
   for (const auto& entry : fs::directory_iterator(directory, error)) {
@@ -190,10 +200,8 @@ absl::Status CheckRoom(const std::string& directory) {
                    " bytes of its disk; ", space.available, " are free"));
 }
 
-}  // namespace
-
 absl::StatusOr<RocksDbRebuild> RebuildRocksDb(const std::string& directory) {
-  MMFREE_RETURN_IF_ERROR(CheckRoom(directory));
+  MMFREE_RETURN_IF_ERROR(CheckRocksDbRebuildRoom(directory));
   RocksDbBlobReader blobs(directory);
   RocksDbGather gather([&blobs](absl::string_view place) { return blobs.Read(place); });
   MMFREE_RETURN_IF_ERROR(Gather(directory, &gather));

@@ -25,6 +25,9 @@ struct RocksDbRebuild {
 // read or written, or the disk has no room for another copy.
 absl::StatusOr<RocksDbRebuild> RebuildRocksDb(const std::string& directory);
 
+// FAILED_PRECONDITION: the disk has no room for that.
+absl::Status CheckRocksDbRebuildRoom(const std::string& directory);
+
 // Finishes what the end of the process may have interrupted.
 absl::Status FinishRocksDbRebuild(const std::string& directory);
 

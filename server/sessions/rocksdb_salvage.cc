@@ -143,13 +143,13 @@ absl::StatusOr<RocksDbSalvage> SalvageRocksDb(const std::string& directory) {
     MMFREE_RETURN_IF_ERROR(WriteWholeFile(path, WriteRocksDbLog(ReadRocksDbLog(log))));
   }
 
-  MMFREE_ASSIGN_OR_RETURN(const std::unique_ptr<rocksdb::DB> db,
+  MMFREE_ASSIGN_OR_RETURN(const OpenedRocksDb opened,
                           OpenRocksDb(rocksdb_layout::Options(), directory));
   for (const auto& [key, committed] : changes) {
     const SessionName name = {key.first, key.second};
     std::string value;
     const rocksdb::Status read =
-        db->Get(rocksdb::ReadOptions(), rocksdb_layout::RecordKey(name), &value);
+        opened.db->Get(rocksdb::ReadOptions(), rocksdb_layout::RecordKey(name), &value);
     std::optional<uint64_t> present;
     if (read.ok() && value.size() >= rocksdb_layout::kValueHeader) {
       present.emplace();

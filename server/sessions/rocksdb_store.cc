@@ -1,28 +1,30 @@
 #include "server/sessions/rocksdb_store.h"
 
 #include <rocksdb/db.h>
-#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/write_batch.h>
 
 #include <array>
 #include <atomic>
-#include <cstring>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
-#include "server/sessions/rocksdb_blob.h"
-#include "server/sessions/rocksdb_files.h"
-#include "server/sessions/rocksdb_gather.h"
+#include "server/sessions/rocksdb_database.h"
 #include "server/sessions/rocksdb_layout.h"
-#include "server/sessions/rocksdb_open.h"
+#include "server/sessions/rocksdb_mend.h"
+#include "server/sessions/rocksdb_watch.h"
 #include "server/sessions/store_errors.h"
 
 namespace mmfree {
@@ -32,11 +34,16 @@ using rocksdb_layout::CheckpointKey;
 using rocksdb_layout::CheckpointPrefix;
 using rocksdb_layout::EncodeValue;
 using rocksdb_layout::kLost;
+using rocksdb_layout::kLostStates;
 using rocksdb_layout::kProbe;
 using rocksdb_layout::kRecords;
+using rocksdb_layout::LostStateKey;
 using rocksdb_layout::OwnerPrefix;
 using rocksdb_layout::ParseRecordKey;
 using rocksdb_layout::RecordKey;
+
+// As many lost sessions have their names in the log.
+constexpr int64_t kNamedLosses = 100;
 
 // Of a record's value, as is what follows.
 bool IsLost(absl::string_view value) {
@@ -62,99 +69,60 @@ absl::StatusOr<StoredRecord> Decode(absl::string_view value) {
   return stored;
 }
 
-// A file that is gone does not come back.
-bool IsDamage(const rocksdb::Status& status) {
-  return status.IsCorruption() || status.IsPathNotFound();
-}
-
 absl::Status FromRocksDb(const rocksdb::Status& status, absl::string_view what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = absl::StrCat("session store, ", what, ": ", status.ToString());
-  if (IsDamage(status)) return absl::DataLossError(message);
+  if (IsRocksDbDamage(status)) return absl::DataLossError(message);
   return absl::UnavailableError(message);
 }
 
-// A compaction that meets damage, or misses a file, would make RocksDB refuse all writes, for the
-// sake of what is lost anyway. Told here that it is no matter, RocksDB goes on; the store then
-// turns compaction off.
-class DamageWatch final : public rocksdb::EventListener {
- public:
-  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !IsDamage(*error)) return;
-    Log(LogLevel::kError,
-        absl::StrCat("session store: damaged, and not compacted any more: ", error->ToString()));
-    *error = rocksdb::Status::OK();
-    damaged_ = true;
-  }
-
-  // Whether damage was met since it was asked last.
-  bool TakeDamage() { return damaged_.exchange(false); }
-
- private:
-  std::atomic<bool> damaged_{false};
-};
-
 class RocksDbStore final : public SessionStore {
  public:
-  RocksDbStore(const RocksDbStoreOptions& options, std::shared_ptr<DamageWatch> damage,
-               std::unique_ptr<rocksdb::DB> db)
-      : options_(options), damage_(std::move(damage)), db_(std::move(db)) {
+  explicit RocksDbStore(const RocksDbStoreOptions& options) : options_(options) {
     write_.sync = options.sync;
   }
 
   // A log that was cut off cannot be told from one that a crash has cut off: better there is
   // nothing in it while nobody writes.
   ~RocksDbStore() override {
-    if (options_.flush) db_->Flush(rocksdb::FlushOptions()).PermitUncheckedError();
+    if (database_ == nullptr || !options_.flush) return;
+    const RocksDbDatabase::Use db(database_.get());
+    if (db.status().ok()) db->Flush(rocksdb::FlushOptions()).PermitUncheckedError();
+  }
+
+  // Once, before the store is used.
+  absl::Status Open() {
+    MMFREE_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(options_.directory, options_.compact));
+    Count(RocksDbDatabase::Use(database_.get()).get());
+    database_->StartMending({.take_out_states = [this](auto* db) { return TakeOutStates(db); },
+                             .rebuilt = [this](auto* db) { Count(db); }});
+    return absl::OkStatus();
   }
 
   absl::string_view name() const override { return "rocksdb"; }
   bool in_memory() const override { return false; }
   std::optional<int64_t> count() const override { return count_.load(); }
-  int64_t lost() const override { return lost_.load(); }
-
-  // Counts the sessions; once, before the store is used. Where it is damaged those behind the place
-  // are left out.
-  void Count() {
-    int64_t count = 0;
-    int64_t lost = 0;
-    const absl::Status status = Scan(std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
-      ++count;
-      if (IsLost({it.value().data(), it.value().size()})) ++lost;
-      return true;
-    });
-    if (!status.ok()) Log(LogLevel::kError, status.message());
-    count_ = count;
-    lost_ = lost;
+  int64_t lost() const override {
+    const absl::MutexLock lock(&lost_mutex_);
+    return lost_records_ + static_cast<int64_t>(lost_states_.size());
   }
 
   absl::StatusOr<StoredRecord> Read(const SessionName& name) override {
-    const std::string key = RecordKey(name);
-    std::string value;
-    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), key, &value);
-    if (IsDamage(status)) {
-      // One damaged record does not take with it those in its block.
-      MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> found, ReadDamaged(key));
-      if (!found.has_value()) return NoSuchSession(name);
-      value = *std::move(found);
-    } else {
-      if (status.IsNotFound()) return NoSuchSession(name);
-      MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a record"));
-    }
-    MMFREE_ASSIGN_OR_RETURN(StoredRecord stored, Decode(value));
-    if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
-    return stored;
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
+    return ReadWith(db.get(), name);
   }
 
   absl::StatusOr<SharedBytes> ReadCheckpoint(const SessionName& name, uint64_t revision) override {
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
     auto value = std::make_shared<std::string>();
     const std::string key = CheckpointKey(name, revision);
-    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), key, value.get());
-    if (IsDamage(status)) {
-      // It has a checksum of its own.
-      MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> found, ReadDamaged(key));
-      if (!found.has_value()) return NoSuchCheckpoint(name);
-      return std::make_shared<const std::string>(*std::move(found));
+    rocksdb::Status status = db->Get(rocksdb::ReadOptions(), key, value.get());
+    if (status.IsNotFound() || IsRocksDbDamage(status)) {
+      // A state that has come to be lost is so for good, and known to be.
+      MMFREE_RETURN_IF_ERROR(MendSession(db.get(), name, std::nullopt).status());
+      status = db->Get(rocksdb::ReadOptions(), key, value.get());
     }
     if (status.IsNotFound()) return NoSuchCheckpoint(name);
     MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a checkpoint"));
@@ -162,10 +130,10 @@ class RocksDbStore final : public SessionStore {
   }
 
   absl::Status Commit(const StoreChange& change) override {
-    // Where it is told it may not be changed.
-    if (damage_->TakeDamage()) db_->SetOptions({{"disable_auto_compactions", "true"}});
-    absl::MutexLock lock(LockOf(change.name));
-    const absl::StatusOr<StoredRecord> present = Read(change.name);
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
+    const absl::MutexLock lock(LockOf(change.name));
+    const absl::StatusOr<StoredRecord> present = ReadWith(db.get(), change.name);
     const bool creates = !change.expected.has_value();
     if (creates) {
       if (present.ok()) return SessionExists(change.name);
@@ -178,7 +146,7 @@ class RocksDbStore final : public SessionStore {
     rocksdb::WriteBatch batch;
     if (creates) {
       std::string ignored;
-      replaces_expired = db_->Get(rocksdb::ReadOptions(), RecordKey(change.name), &ignored).ok();
+      replaces_expired = db->Get(rocksdb::ReadOptions(), RecordKey(change.name), &ignored).ok();
       // What an expired session of that name has left.
       if (replaces_expired) AppendDelete(change.name, &batch);
     }
@@ -190,28 +158,39 @@ class RocksDbStore final : public SessionStore {
     for (const uint64_t revision : change.obsolete) {
       batch.Delete(CheckpointKey(change.name, revision));
     }
-    MMFREE_RETURN_IF_ERROR(FromRocksDb(db_->Write(write_, &batch), "committing"));
+    // It is at another turn now.
+    const bool was_lost = StateIsLost(change.name);
+    if (was_lost) batch.Delete(LostStateKey(change.name));
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Write(write_, &batch), "committing"));
+    if (was_lost) SetStateLost(change.name, false);
     if (creates && !replaces_expired) ++count_;
     return absl::OkStatus();
   }
 
   absl::Status Delete(const SessionName& name) override {
-    absl::MutexLock lock(LockOf(name));
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
+    const absl::MutexLock lock(LockOf(name));
     // A damaged one can be deleted too.
-    absl::Status present = Read(name).status();
+    absl::Status present = ReadWith(db.get(), name).status();
     if (!present.ok() && !absl::IsDataLoss(present)) return present;
     std::string value;
     const bool was_lost =
-        db_->Get(rocksdb::ReadOptions(), RecordKey(name), &value).ok() && IsLost(value);
-    MMFREE_RETURN_IF_ERROR(DeleteLocked(name));
-    if (was_lost) --lost_;
+        db->Get(rocksdb::ReadOptions(), RecordKey(name), &value).ok() && IsLost(value);
+    MMFREE_RETURN_IF_ERROR(DeleteLocked(db.get(), name));
+    if (was_lost) {
+      const absl::MutexLock lost(&lost_mutex_);
+      --lost_records_;
+    }
     return absl::OkStatus();
   }
 
   absl::Status List(const std::string& owner,
                     const std::function<void(const StoredRecord&)>& visit) override {
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
     const absl::Time now = options_.clock->Now();
-    return Scan(OwnerPrefix(kRecords, owner), [&](const rocksdb::Iterator& it) {
+    return Scan(db.get(), OwnerPrefix(kRecords, owner), [&](const rocksdb::Iterator& it) {
       const absl::StatusOr<StoredRecord> stored = Decode({it.value().data(), it.value().size()});
       if (stored.ok() && stored->expire_time > now) visit(*stored);
       return true;
@@ -219,33 +198,38 @@ class RocksDbStore final : public SessionStore {
   }
 
   absl::StatusOr<int64_t> RemoveExpired(int64_t limit) override {
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
     const absl::Time now = options_.clock->Now();
     std::vector<SessionName> expired;
-    MMFREE_RETURN_IF_ERROR(Scan(std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
-      const absl::StatusOr<StoredRecord> stored = Decode({it.value().data(), it.value().size()});
-      SessionName name;
-      if (stored.ok() && stored->expire_time <= now && ParseRecordKey(it.key(), &name)) {
-        expired.push_back(std::move(name));
-      }
-      return static_cast<int64_t>(expired.size()) < limit;
-    }));
+    MMFREE_RETURN_IF_ERROR(
+        Scan(db.get(), std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
+          const absl::StatusOr<StoredRecord> stored =
+              Decode({it.value().data(), it.value().size()});
+          SessionName name;
+          if (stored.ok() && stored->expire_time <= now && ParseRecordKey(it.key(), &name)) {
+            expired.push_back(std::move(name));
+          }
+          return static_cast<int64_t>(expired.size()) < limit;
+        }));
     int64_t removed = 0;
     for (const SessionName& name : expired) {
-      absl::MutexLock lock(LockOf(name));
+      const absl::MutexLock lock(LockOf(name));
       // A turn may have given it more time meanwhile, or a new one may have taken its name.
-      if (!absl::IsNotFound(Read(name).status())) continue;
-      MMFREE_RETURN_IF_ERROR(DeleteLocked(name));
+      if (!absl::IsNotFound(ReadWith(db.get(), name).status())) continue;
+      MMFREE_RETURN_IF_ERROR(DeleteLocked(db.get(), name));
       ++removed;
     }
     return removed;
   }
 
   absl::Status Probe(int64_t bytes) override {
+    const RocksDbDatabase::Use db(database_.get());
+    MMFREE_RETURN_IF_ERROR(db.status());
     const std::string written(static_cast<size_t>(bytes), 'p');
-    MMFREE_RETURN_IF_ERROR(FromRocksDb(db_->Put(write_, kProbe, written), "probing"));
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Put(write_, kProbe, written), "probing"));
     std::string found;
-    MMFREE_RETURN_IF_ERROR(
-        FromRocksDb(db_->Get(rocksdb::ReadOptions(), kProbe, &found), "probing"));
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Get(rocksdb::ReadOptions(), kProbe, &found), "probing"));
     if (found != written) {
       return absl::DataLossError("session store: a probe was not read as it was written");
     }
@@ -258,32 +242,110 @@ class RocksDbStore final : public SessionStore {
     return &locks_[absl::HashOf(name.owner, name.id) % locks_.size()];
   }
 
-  // The value of a key that RocksDB finds damaged on its way to it, from the tables' bytes: what
-  // was written later than those is not damaged. nullopt: it is not there. DATA_LOSS: it is lost,
-  // or may be.
-  absl::StatusOr<std::optional<std::string>> ReadDamaged(const std::string& key) {
-    RocksDbBlobReader blobs(options_.directory);
-    RocksDbGather gather([&blobs](absl::string_view place) { return blobs.Read(place); });
-    std::vector<rocksdb::LiveFileMetaData> tables;
-    db_->GetLiveFilesMetaData(&tables);
-    for (const rocksdb::LiveFileMetaData& table : tables) {
-      if (key < table.smallestkey || key > table.largestkey) continue;
-      const RocksDbGather::TableRange range = {table.smallestkey, table.largestkey,
-                                               table.largest_seqno};
-      const absl::StatusOr<std::string> file = ReadWholeFile(table.db_path + table.name);
-      if (file.ok()) {
-        gather.AddTable(*file, range);
-      } else {
-        gather.AddMissingTable(range);
+  absl::StatusOr<StoredRecord> ReadWith(rocksdb::DB* db, const SessionName& name) {
+    const std::string key = RecordKey(name);
+    std::string value;
+    const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), key, &value);
+    if (IsRocksDbDamage(status)) {
+      // One damaged record does not take with it those in its block. What was written later than
+      // the tables is not damaged.
+      MMFREE_ASSIGN_OR_RETURN(std::optional<std::string> found,
+                              RocksDbRawReader(db, options_.directory, key).ReadRecord(key));
+      if (!found.has_value()) return NoSuchSession(name);
+      value = *std::move(found);
+    } else {
+      if (status.IsNotFound()) return NoSuchSession(name);
+      MMFREE_RETURN_IF_ERROR(FromRocksDb(status, "reading a record"));
+    }
+    MMFREE_ASSIGN_OR_RETURN(StoredRecord stored, Decode(value));
+    if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
+    return stored;
+  }
+
+  // Counts the sessions, and those that are lost, while nobody uses the database. Where it is
+  // damaged those behind the place are left out.
+  void Count(rocksdb::DB* db) {
+    int64_t count = 0;
+    int64_t lost = 0;
+    absl::Status status = Scan(db, std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
+      ++count;
+      if (IsLost({it.value().data(), it.value().size()})) ++lost;
+      return true;
+    });
+    absl::flat_hash_set<std::string> lost_states;
+    status.Update(Scan(db, std::string(1, kLostStates), [&](const rocksdb::Iterator& it) {
+      lost_states.insert(it.key().ToString());
+      return true;
+    }));
+    if (!status.ok()) Log(LogLevel::kError, status.message());
+    count_ = count;
+    const absl::MutexLock lock(&lost_mutex_);
+    lost_records_ = lost;
+    lost_states_ = std::move(lost_states);
+  }
+
+  bool StateIsLost(const SessionName& name) {
+    const absl::MutexLock lock(&lost_mutex_);
+    return !lost_states_.empty() && lost_states_.contains(LostStateKey(name));
+  }
+  void SetStateLost(const SessionName& name, bool lost) {
+    const absl::MutexLock lock(&lost_mutex_);
+    if (lost) {
+      lost_states_.insert(LostStateKey(name));
+    } else {
+      lost_states_.erase(LostStateKey(name));
+    }
+  }
+
+  // Takes out of a session what cannot be read of its states, and says of how many. `raw`: of all
+  // tables, made when there is need for it; nullopt: it is made for this session.
+  absl::StatusOr<int64_t> MendSession(
+      rocksdb::DB* db, const SessionName& name,
+      std::optional<std::reference_wrapper<std::optional<RocksDbRawReader>>> raw) {
+    const auto read = [&](const std::string& key) {
+      if (!raw.has_value())
+        return RocksDbRawReader(db, options_.directory, key).ReadCheckpoint(key);
+      std::optional<RocksDbRawReader>& all = raw->get();
+      if (!all.has_value()) all.emplace(db, options_.directory, std::nullopt);
+      return all->ReadCheckpoint(key);
+    };
+    const absl::MutexLock lock(LockOf(name));
+    rocksdb::WriteBatch batch;
+    MMFREE_ASSIGN_OR_RETURN(const MendedStates mended, MendRocksDbStates(db, name, read, &batch));
+    const bool is_known = StateIsLost(name);
+    if (mended.mended == 0 && (is_known || !mended.present_lost)) return 0;
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Write(write_, &batch), "mending"));
+    if (mended.present_lost && !is_known) {
+      SetStateLost(name, true);
+      if (lost() <= kNamedLosses) {
+        Log(LogLevel::kError,
+            absl::StrCat("session store: the state of session \"", absl::CHexEscape(name.owner),
+                         "\"/\"", name.id, "\" is lost"));
       }
     }
-    if (key[0] != kRecords) return gather.ReadCheckpoint(key);
-    RocksDbGather::Found found = gather.Find(key);
-    if (!found.there) return std::nullopt;
-    if (found.value.has_value()) return found.value;
-    return absl::DataLossError(
-        "the session's stored record is damaged; when the server starts again it takes from the "
-        "store what is not");
+    return mended.mended;
+  }
+
+  // The same of all sessions.
+  absl::StatusOr<int64_t> TakeOutStates(rocksdb::DB* db) {
+    int64_t mended = 0;
+    absl::Status status;
+    std::optional<RocksDbRawReader> raw;
+    std::string probe;
+    if (IsRocksDbDamage(db->Get(rocksdb::ReadOptions(), kProbe, &probe))) {
+      MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Delete(write_, kProbe), "mending"));
+      ++mended;
+    }
+    status.Update(Scan(db, std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
+      SessionName name;
+      if (!ParseRecordKey(it.key(), &name)) return true;
+      const absl::StatusOr<int64_t> states = MendSession(db, name, std::ref(raw));
+      if (states.ok()) mended += *states;
+      status = states.status();
+      return states.ok();
+    }));
+    MMFREE_RETURN_IF_ERROR(status);
+    return mended;
   }
 
   static void AppendDelete(const SessionName& name, rocksdb::WriteBatch* batch) {
@@ -294,21 +356,24 @@ class RocksDbStore final : public SessionStore {
     batch->DeleteRange(begin, end);
   }
 
-  absl::Status DeleteLocked(const SessionName& name) {
+  absl::Status DeleteLocked(rocksdb::DB* db, const SessionName& name) {
     rocksdb::WriteBatch batch;
     AppendDelete(name, &batch);
-    MMFREE_RETURN_IF_ERROR(FromRocksDb(db_->Write(write_, &batch), "deleting"));
+    const bool was_lost = StateIsLost(name);
+    if (was_lost) batch.Delete(LostStateKey(name));
+    MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Write(write_, &batch), "deleting"));
+    if (was_lost) SetStateLost(name, false);
     --count_;
     return absl::OkStatus();
   }
 
   // Calls `visit` for each key with `prefix`, in order, until it returns false.
   template <typename Visit>
-  absl::Status Scan(const std::string& prefix, const Visit& visit) {
+  absl::Status Scan(rocksdb::DB* db, const std::string& prefix, const Visit& visit) {
     rocksdb::ReadOptions read;
     read.fill_cache = false;
     read.verify_checksums = false;  // as in Read
-    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(read));
+    const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(read));
     for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
       if (!visit(*it)) break;
     }
@@ -316,25 +381,21 @@ class RocksDbStore final : public SessionStore {
   }
 
   const RocksDbStoreOptions options_;
-  const std::shared_ptr<DamageWatch> damage_;
-  const std::unique_ptr<rocksdb::DB> db_;
   rocksdb::WriteOptions write_;
   std::array<absl::Mutex, 64> locks_;
   std::atomic<int64_t> count_{0};
-  std::atomic<int64_t> lost_{0};
+  // Sessions whose records say so, and the keys of those whose present checkpoints are gone.
+  mutable absl::Mutex lost_mutex_;
+  int64_t lost_records_ ABSL_GUARDED_BY(lost_mutex_) = 0;
+  absl::flat_hash_set<std::string> lost_states_ ABSL_GUARDED_BY(lost_mutex_);
+  std::unique_ptr<RocksDbDatabase> database_;  // its thread uses what is above
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options) {
-  const auto damage = std::make_shared<DamageWatch>();
-  rocksdb::Options database = rocksdb_layout::Options();
-  database.disable_auto_compactions = !options.compact;
-  database.listeners.push_back(damage);
-  MMFREE_ASSIGN_OR_RETURN(std::unique_ptr<rocksdb::DB> db,
-                          OpenRocksDb(database, options.directory));
-  auto store = std::make_unique<RocksDbStore>(options, damage, std::move(db));
-  store->Count();
+  auto store = std::make_unique<RocksDbStore>(options);
+  MMFREE_RETURN_IF_ERROR(store->Open());
   return store;
 }
 

@@ -159,6 +159,7 @@ absl::StatusOr<SharedBytes> SessionTable::LoadCheckpoint(const SessionName& name
     UpdateHostCache(cache_.Put(turn.revision, *stored));
     return stored;
   }
+  UpdateStored();  // it may be found out just now to be lost
   if (!absl::IsNotFound(stored.status())) return stored.status();
   // Its record names it. Either the session has moved on since that was read, or it is lost.
   MMFREE_ASSIGN_OR_RETURN(const Loaded now, Load(name));
