@@ -275,10 +275,13 @@ absl::StatusOr<std::unique_ptr<SessionStore>> MakeRocksDbStore(const std::string
   if (!salvage || !absl::IsDataLoss(store.status())) return store;
   Log(LogLevel::kWarning, store.status().message());
   MMFREE_ASSIGN_OR_RETURN(const RocksDbSalvage salvaged, SalvageRocksDb(directory));
-  Log(LogLevel::kWarning, absl::StrCat("--session_salvage: of ", salvaged.read,
-                                       " sessions with changes in the log ", salvaged.lost.size(),
-                                       " are not as they were committed last; the log as it was, ",
-                                       "and their names in sessions.txt: ", salvaged.copy));
+  Log(LogLevel::kWarning,
+      absl::StrCat("--session_salvage: of ", salvaged.read, " sessions with changes in the log ",
+                   salvaged.lost.size(), " are not as they were committed last",
+                   salvaged.cut_off ? ", and changes are missing that are of "
+                                      "sessions nobody can name"
+                                    : "",
+                   "; the log as it was, ", "and their names in sessions.txt: ", salvaged.copy));
   return OpenRocksDbStore({.directory = directory});
 }
 #endif

@@ -14,7 +14,8 @@
 namespace mmfree {
 namespace {
 
-// A session is one hash: v the revision, e its expiry in microseconds (0: never), r the record,
+// A session is one hash: v the revision, e its expiry in microseconds (0: never), f the same again
+// (it has no checksum, and a session is not to go for a wrong bit), r the record,
 // c<revision> the checkpoints and d<revision> the rest of those that are in two parts. The ids of
 // an owner's sessions are a set of their own, which may name some that are gone; those are taken
 // out when they are listed.
@@ -36,7 +37,10 @@ local v = redis.call('HGET', key, 'v')
 if v == ARGV[3] then return 'OK' end
 if late then return 'LATE' end
 if v then
-  local e = tonumber(redis.call('HGET', key, 'e'))
+  local e = redis.call('HGET', key, 'e')
+  local f = redis.call('HGET', key, 'f')
+  if f and e ~= f then return 'DAMAGED' end
+  e = tonumber(e)
   if e > 0 and e <= tonumber(ARGV[4]) then redis.call('DEL', key); v = false end
 end
 if ARGV[2] == '' then
@@ -45,7 +49,7 @@ else
   if not v then return 'GONE' end
   if v ~= ARGV[2] then return 'MOVED' end
 end
-redis.call('HSET', key, 'v', ARGV[3], 'e', ARGV[5], 'r', ARGV[7])
+redis.call('HSET', key, 'v', ARGV[3], 'e', ARGV[5], 'f', ARGV[5], 'r', ARGV[7])
 if ARGV[8] ~= '0' then redis.call('HSET', key, 'c' .. ARGV[3], ARGV[9]) end
 if ARGV[8] == '2' then redis.call('HSET', key, 'd' .. ARGV[3], ARGV[10]) end
 for i = 11, #ARGV do redis.call('HDEL', key, 'c' .. ARGV[i], 'd' .. ARGV[i]) end
@@ -185,6 +189,7 @@ class RedisStore final : public SessionStore {
     if (answer == "EXISTS") return SessionExists(change.name);
     if (answer == "GONE") return NoSuchSession(change.name);
     if (answer == "MOVED") return SessionMovedOn(change.name);
+    if (answer == "DAMAGED") return DamagedExpiry();
     return absl::DataLossError("the session store gave an answer that makes no sense");
   }
 
@@ -220,17 +225,25 @@ class RedisStore final : public SessionStore {
   }
 
  private:
-  static RedisCommand ReadCommand(absl::string_view key) { return {"HMGET", key, "v", "e", "r"}; }
+  static RedisCommand ReadCommand(absl::string_view key) {
+    return {"HMGET", key, "v", "e", "f", "r"};
+  }
+
+  static absl::Status DamagedExpiry() {
+    return absl::DataLossError("the session's stored expiry is damaged");
+  }
 
   // From the reply to a ReadCommand.
   absl::StatusOr<StoredRecord> RecordOf(const SessionName& name, const redisReply& reply) const {
-    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 3) {
+    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 4) {
       return absl::DataLossError("the session's stored record has the wrong shape");
     }
     if (reply.element[0]->type == REDIS_REPLY_NIL) return NoSuchSession(name);
     StoredRecord stored;
     int64_t expire = 0;
+    const bool has_copy = reply.element[2]->type != REDIS_REPLY_NIL;  // not in older sessions
     for (size_t i = 0; i < reply.elements; ++i) {
+      if (i == 2 && !has_copy) continue;
       if (reply.element[i]->type != REDIS_REPLY_STRING) {
         return absl::DataLossError("the session's stored record is not whole");
       }
@@ -239,9 +252,10 @@ class RedisStore final : public SessionStore {
         !absl::SimpleAtoi(Text(*reply.element[1]), &expire)) {
       return absl::DataLossError("the session's stored record is damaged");
     }
+    if (has_copy && Text(*reply.element[1]) != Text(*reply.element[2])) return DamagedExpiry();
     if (expire != kNever) stored.expire_time = absl::FromUnixMicros(expire);
     if (stored.expire_time <= options_.clock->Now()) return NoSuchSession(name);
-    stored.record = std::string(Text(*reply.element[2]));
+    stored.record = std::string(Text(*reply.element[3]));
     return stored;
   }
 

@@ -18,6 +18,8 @@ namespace {
 
 // How long a call waits for a database that is being written anew.
 constexpr absl::Duration kPatience = absl::Seconds(5);
+// How far a power failure may set back the mark of what was acknowledged.
+constexpr absl::Duration kSyncInterval = absl::Seconds(1);
 
 // Without it compactions read no states.
 void CollectBlobs(rocksdb::DB* db, bool enable) {
@@ -53,6 +55,7 @@ RocksDbDatabase::RocksDbDatabase(std::string directory, rocksdb::Options options
     : directory_(std::move(directory)),
       options_(std::move(options)),
       watch_(std::move(watch)),
+      mark_(directory_),
       db_(std::move(db)) {}
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(const std::string& directory,
@@ -82,9 +85,10 @@ void RocksDbDatabase::StartMending(Mender mender) {
 
 void RocksDbDatabase::RunMends() {
   for (;;) {
-    const RocksDbWatch::Damage damage = watch_->Await(absl::InfiniteDuration());
+    const RocksDbWatch::Damage damage = watch_->Await(kSyncInterval);
+    mark_.Sync();
     if (damage.stopped) return;
-    Mend(damage.compaction);
+    if (damage.states || damage.compaction) Mend(damage.compaction);
   }
 }
 
@@ -121,6 +125,7 @@ void RocksDbDatabase::Rebuild(const std::string& damage) {
     db->Flush(rocksdb::FlushOptions()).PermitUncheckedError();
     db.reset();
     absl::StatusOr<OpenedRocksDb> opened = OpenRocksDb(options_, directory_, damage);
+    mark_.Reset();
     if (opened.ok()) {
       mender_.rebuilt(opened->db.get());
       watch_->NoteMended();

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/sessions/rocksdb_mark.h"
 
 namespace mmfree {
 
@@ -40,6 +41,9 @@ class RocksDbDatabase {
   ~RocksDbDatabase();
   RocksDbDatabase(const RocksDbDatabase&) = delete;
   RocksDbDatabase& operator=(const RocksDbDatabase&) = delete;
+
+  // What was written until now is on the disk, and who wrote it is told so.
+  void Acknowledge(rocksdb::DB* db) { mark_.Raise(db->GetLatestSequenceNumber()); }
 
   // Starts the thread. Once, at the end of opening.
   void StartMending(Mender mender);
@@ -76,6 +80,7 @@ class RocksDbDatabase {
   rocksdb::Options options_;  // of the thread, once that runs
   const std::shared_ptr<RocksDbWatch> watch_;
   Mender mender_;
+  RocksDbMark mark_;
   absl::Mutex mutex_;
   // Set and cleared with mutex_ held, used by those who hold it or share it.
   std::unique_ptr<rocksdb::DB> db_;

@@ -15,6 +15,7 @@
 #include "server/base/status_macros.h"
 #include "server/sessions/rocksdb_blob.h"
 #include "server/sessions/rocksdb_files.h"
+#include "server/sessions/rocksdb_mark.h"
 #include "server/sessions/rocksdb_rebuild.h"
 #include "server/sessions/rocksdb_watch.h"
 
@@ -26,6 +27,14 @@ namespace fs = std::filesystem;
 absl::Status Fail(const std::string& directory, absl::string_view message) {
   return absl::FailedPreconditionError(
       absl::StrCat("session store rocksdb:", directory, ": ", message));
+}
+
+absl::Status LogIsDamaged(const std::string& directory, absl::string_view message) {
+  return absl::DataLossError(absl::StrCat(
+      "session store rocksdb:", directory, ": ", message,
+      ", and opening it could undo committed turns without a word. Restore it from a backup, or "
+      "start once with --session_salvage, which copies the log, opens what is whole and lists the "
+      "sessions that are known to have lost turns"));
 }
 
 // Calls `function` while no other process can have the database open.
@@ -79,6 +88,13 @@ absl::StatusOr<std::optional<std::string>> Check(const std::string& directory,
   MMFREE_ASSIGN_OR_RETURN(const std::optional<RocksDbManifest> manifest,
                           ReadRocksDbManifest(directory));
   if (!manifest.has_value()) return "its list of files is damaged";
+  const uint64_t acknowledged = ReadRocksDbMark(directory);
+  if (manifest->sequence < acknowledged) {
+    return LogIsDamaged(directory,
+                        absl::StrCat("acknowledged changes are missing: its log (*.log) was cut "
+                                     "off or removed, and has ",
+                                     manifest->sequence, " of ", acknowledged));
+  }
   MMFREE_ASSIGN_OR_RETURN(*states_are_lost, MendBlobFiles(directory, *manifest));
   return std::nullopt;
 }
@@ -99,11 +115,7 @@ absl::StatusOr<std::unique_ptr<rocksdb::DB>> Open(const rocksdb::Options& option
 absl::Status Rebuild(const std::string& directory, absl::string_view damage) {
   MMFREE_ASSIGN_OR_RETURN(const bool logs_are_whole, RocksDbLogsAreWhole(directory));
   if (!logs_are_whole) {
-    return absl::DataLossError(absl::StrCat(
-        "session store rocksdb:", directory, ": ", damage,
-        "; its log (*.log) is damaged, and opening it could undo committed turns without a word. "
-        "Restore it from a backup, or start once with --session_salvage, which copies the log, "
-        "opens what is whole and lists the sessions that lost turns"));
+    return LogIsDamaged(directory, absl::StrCat(damage, "; its log (*.log) is damaged"));
   }
   MMFREE_ASSIGN_OR_RETURN(const RocksDbRebuild rebuild, RebuildRocksDb(directory));
   Log(LogLevel::kError, absl::StrCat("session store: ", directory, " was damaged (", damage,

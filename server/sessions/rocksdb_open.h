@@ -22,8 +22,9 @@ struct OpenedRocksDb {
 // Reads every table once, and blob files' beginnings and ends. Blob files whose ends are damaged
 // get new ones; where a table or the list of files is damaged the database is written anew from
 // what can be read (rocksdb_rebuild.h), with a line in the log. DATA_LOSS: the log is damaged
-// before its end; FAILED_PRECONDITION: another process has it, or files cannot be read or written.
-// `damage`: what is known to be wrong with it, for which it is written anew in any case.
+// before its end, or lacks what was acknowledged; FAILED_PRECONDITION: another process has it, or
+// files cannot be read or written. `damage`: what is known to be wrong with it, for which it is
+// written anew in any case.
 absl::StatusOr<OpenedRocksDb> OpenRocksDb(const rocksdb::Options& options,
                                           const std::string& directory,
                                           std::optional<std::string> damage = std::nullopt);

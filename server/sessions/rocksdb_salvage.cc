@@ -21,6 +21,7 @@
 #include "server/sessions/rocksdb_files.h"
 #include "server/sessions/rocksdb_layout.h"
 #include "server/sessions/rocksdb_log.h"
+#include "server/sessions/rocksdb_mark.h"
 #include "server/sessions/rocksdb_open.h"
 
 namespace mmfree {
@@ -143,8 +144,11 @@ absl::StatusOr<RocksDbSalvage> SalvageRocksDb(const std::string& directory) {
     MMFREE_RETURN_IF_ERROR(WriteWholeFile(path, WriteRocksDbLog(ReadRocksDbLog(log))));
   }
 
+  const uint64_t acknowledged = ReadRocksDbMark(directory);
+  MMFREE_RETURN_IF_ERROR(RemoveRocksDbMark(directory));
   MMFREE_ASSIGN_OR_RETURN(const OpenedRocksDb opened,
                           OpenRocksDb(rocksdb_layout::Options(), directory));
+  salvage.cut_off = opened.db->GetLatestSequenceNumber() < acknowledged;
   for (const auto& [key, committed] : changes) {
     const SessionName name = {key.first, key.second};
     std::string value;

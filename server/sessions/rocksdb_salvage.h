@@ -23,8 +23,10 @@ struct RocksDbSalvage {
     Loss loss;
   };
 
-  std::string copy;        // directory that has the log as it was, and the list as sessions.txt
-  int64_t read = 0;        // sessions with changes in the log
+  std::string copy;  // directory that has the log as it was, and the list as sessions.txt
+  int64_t read = 0;  // sessions with changes in the log
+  // Whether changes of sessions that no one can name are missing: the log was cut off or removed.
+  bool cut_off = false;
   std::vector<Lost> lost;  // of these; by owner and id
 };
 

@@ -162,6 +162,7 @@ class RocksDbStore final : public SessionStore {
     const bool was_lost = StateIsLost(change.name);
     if (was_lost) batch.Delete(LostStateKey(change.name));
     MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Write(write_, &batch), "committing"));
+    if (write_.sync) database_->Acknowledge(db.get());
     if (was_lost) SetStateLost(change.name, false);
     if (creates && !replaces_expired) ++count_;
     return absl::OkStatus();
@@ -362,6 +363,7 @@ class RocksDbStore final : public SessionStore {
     const bool was_lost = StateIsLost(name);
     if (was_lost) batch.Delete(LostStateKey(name));
     MMFREE_RETURN_IF_ERROR(FromRocksDb(db->Write(write_, &batch), "deleting"));
+    if (write_.sync) database_->Acknowledge(db);
     if (was_lost) SetStateLost(name, false);
     --count_;
     return absl::OkStatus();

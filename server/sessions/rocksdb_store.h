@@ -26,7 +26,7 @@ struct RocksDbStoreOptions {
 // crash leaves it, is cut there: that commit had not returned. Other damage costs the
 // sessions it hits, which get DATA_LOSS (rocksdb_open.h). FAILED_PRECONDITION: the directory cannot
 // be opened (another process has it, or no permission); DATA_LOSS: its log is damaged before its
-// end.
+// end, or lacks changes that were acknowledged.
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenRocksDbStore(const RocksDbStoreOptions& options);
 
 }  // namespace mmfree

@@ -209,11 +209,11 @@ TEST_F(RedisStoreTest, StatesOfAnySizeAreReadAsTheyWereWritten) {
       change.expected = change.revision;
     }
   }
-  // Of those that went nothing is left: v, e, r and the last one, which fits two parts.
+  // Of those that went nothing is left: v, e, f, r and the last one, which fits two parts.
   RedisConnections redis({.host = "127.0.0.1", .port = redis_->port()});
   const auto fields = redis.Command({"HLEN", "mmfree:session:5:alice:s"});
   ASSERT_THAT(fields, IsOk());
-  EXPECT_LE((*fields)->integer, 5);
+  EXPECT_LE((*fields)->integer, 6);
 }
 
 TEST_F(RedisStoreTest, ASessionTakesLittleMoreThanItsState) {
@@ -245,6 +245,32 @@ TEST_F(RedisStoreTest, ASessionTakesLittleMoreThanItsState) {
     }
     EXPECT_LE(used().first - start, static_cast<double>(kSessions * (state + 1024)) * 1.1) << state;
   }
+}
+
+// A wrong expiry is no reason to take a session for one that has expired, and less so to delete it.
+TEST_F(RedisStoreTest, ADamagedExpiryIsDataLoss) {
+  const auto store = MakeStore();
+  StoreChange change;
+  change.name = name_;
+  change.revision = 1;
+  change.record = "one";
+  change.expire_time = absl::Now() + absl::Hours(1);
+  ASSERT_THAT(store->Commit(change), IsOk());
+  RedisConnections redis({.host = "127.0.0.1", .port = redis_->port()});
+  for (const char* damaged : {"1", "0", "x"}) {
+    ASSERT_THAT(redis.Command({"HSET", "mmfree:session:5:alice:s", "e", damaged}), IsOk());
+    EXPECT_THAT(store->Read(name_), StatusIs(absl::StatusCode::kDataLoss, testing::_)) << damaged;
+    StoreChange next = change;
+    next.expected = 1;
+    next.revision = 2;
+    EXPECT_THAT(store->Commit(next), StatusIs(absl::StatusCode::kDataLoss, testing::_)) << damaged;
+    // Another one of its name is not made either.
+    next.expected.reset();
+    EXPECT_THAT(store->Commit(next), StatusIs(absl::StatusCode::kDataLoss, testing::_)) << damaged;
+    EXPECT_THAT(store->List("alice", [](const StoredRecord&) { ADD_FAILURE(); }), IsOk());
+  }
+  EXPECT_THAT(store->Delete(name_), IsOk());
+  EXPECT_THAT(store->Commit(change), IsOk());
 }
 
 TEST_F(RedisStoreTest, ASessionMadeWhileItsNameIsCleanedUpIsListed) {

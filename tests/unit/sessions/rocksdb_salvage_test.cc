@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -185,6 +186,51 @@ TEST_F(RocksDbSalvageTest, NothingIsLostWithoutAWord) {
                                              : stored.ok() && stored->revision == kTurns;
       EXPECT_EQ(!as_committed, named.contains(Name(session).id)) << session << ", byte " << at;
     }
+  }
+}
+
+// As a crash would leave it, but for what was acknowledged.
+TEST_F(RocksDbSalvageTest, ALogThatIsCutOffOrGoneIsNotTakenForACrash) {
+  Fill();
+  {
+    auto store = OpenRocksDbStore({.directory = this->store(), .flush = false});
+    ASSERT_THAT(store, IsOk());
+    ASSERT_THAT((*store)->Delete(Name(1)), IsOk());
+    // A probe that is not acknowledged to anyone.
+    ASSERT_THAT((*store)->Probe(100), IsOk());
+  }
+  const std::string log = ReadAll(Log());
+  const fs::path log_name = Log().filename();
+  const size_t deletion = log.rfind("session-1");
+  ASSERT_NE(deletion, std::string::npos);
+  struct Case {
+    std::optional<size_t> size;  // none: the log is gone
+    bool lacks_changes;
+  };
+  for (const Case& test : {Case{log.size(), false}, Case{log.size() - 3, false},
+                           Case{deletion, true}, Case{0, true}, Case{std::nullopt, true}}) {
+    const TempDirectory copy;
+    const std::string store = copy.File("store");
+    fs::copy(this->store(), store, fs::copy_options::recursive);
+    if (test.size.has_value()) {
+      fs::resize_file(fs::path(store) / log_name, *test.size);
+    } else {
+      fs::remove(fs::path(store) / log_name);
+    }
+    SCOPED_TRACE(test.size.value_or(1));
+    if (!test.lacks_changes) {
+      EXPECT_THAT(OpenRocksDbStore({.directory = store}), IsOk());
+      continue;
+    }
+    EXPECT_THAT(OpenRocksDbStore({.directory = store}),
+                StatusIs(absl::StatusCode::kDataLoss,
+                         AllOf(HasSubstr("acknowledged"), HasSubstr("--session_salvage"))));
+    const absl::StatusOr<RocksDbSalvage> salvage = SalvageRocksDb(store);
+    ASSERT_THAT(salvage, IsOk());
+    EXPECT_TRUE(salvage->cut_off);
+    const auto opened = OpenRocksDbStore({.directory = store});
+    ASSERT_THAT(opened, IsOk());
+    EXPECT_THAT((*opened)->Read(Name(2)), IsOk());
   }
 }
 
