@@ -1,7 +1,5 @@
 #include "server/sessions/rocksdb_files.h"
 
-#include <rocksdb/db.h>
-
 #include <algorithm>
 #include <fstream>
 #include <iterator>
@@ -70,15 +68,19 @@ absl::StatusOr<bool> RocksDbLogsAreWhole(const std::string& directory) {
   return true;
 }
 
-absl::StatusOr<std::optional<RocksDbManifest>> ReadRocksDbManifest(const std::string& directory) {
-  // Whatever else is damaged; of what is opened here nothing is read.
+std::unique_ptr<rocksdb::DB> OpenRocksDbReadOnly(const std::string& directory) {
   rocksdb::Options options = rocksdb_layout::Options();
   options.create_if_missing = false;
   options.paranoid_checks = false;
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   rocksdb::DB* opened = nullptr;
-  if (!rocksdb::DB::OpenForReadOnly(options, directory, &opened).ok()) return std::nullopt;
-  const std::unique_ptr<rocksdb::DB> db(opened);
+  if (!rocksdb::DB::OpenForReadOnly(options, directory, &opened).ok()) return nullptr;
+  return std::unique_ptr<rocksdb::DB>(opened);
+}
+
+absl::StatusOr<std::optional<RocksDbManifest>> ReadRocksDbManifest(const std::string& directory) {
+  const std::unique_ptr<rocksdb::DB> db = OpenRocksDbReadOnly(directory);
+  if (db == nullptr) return std::nullopt;
   std::optional<RocksDbManifest> manifest(std::in_place);
   db->GetLiveFilesMetaData(&manifest->tables);
   manifest->sequence = db->GetLatestSequenceNumber();

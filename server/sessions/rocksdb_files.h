@@ -2,10 +2,12 @@
 #ifndef MMFREE_SERVER_SESSIONS_ROCKSDB_FILES_H_
 #define MMFREE_SERVER_SESSIONS_ROCKSDB_FILES_H_
 
+#include <rocksdb/db.h>
 #include <rocksdb/metadata.h>
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,6 +30,9 @@ uint64_t RocksDbFileNumber(const std::filesystem::path& path);
 
 // Whether every write in the logs is whole, but for the end of a log, which a crash may cut off.
 absl::StatusOr<bool> RocksDbLogsAreWhole(const std::string& directory);
+
+// The database as it is, whatever of it is damaged; null: not even that can be opened.
+std::unique_ptr<rocksdb::DB> OpenRocksDbReadOnly(const std::string& directory);
 
 // What the database says that it consists of.
 struct RocksDbManifest {

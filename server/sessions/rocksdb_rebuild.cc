@@ -96,9 +96,8 @@ absl::Status Install(const fs::path& directory, const fs::path& finished) {
   return FromError(error, "cannot remove", finished);
 }
 
-absl::Status Gather(const std::string& directory, RocksDbGather* gather) {
-  MMFREE_ASSIGN_OR_RETURN(const std::optional<RocksDbManifest> manifest,
-                          ReadRocksDbManifest(directory));
+absl::Status Gather(const std::string& directory, const std::optional<RocksDbManifest>& manifest,
+                    RocksDbGather* gather) {
   MMFREE_ASSIGN_OR_RETURN(const std::vector<fs::path> tables, FindRocksDbFiles(directory, ".sst"));
   // Those of a list that is damaged are all there are.
   std::map<uint64_t, RocksDbGather::TableRange> ranges;
@@ -150,7 +149,20 @@ bool AppendCheckpoints(const RocksDbGather& gather, const SessionName& name,
   return present;
 }
 
-absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, RocksDbRebuild* result) {
+// A session that may be in what cannot be read: RocksDB knows better where a table's filter says
+// that it is not in there.
+RocksDbGather::Found AskRocksDb(rocksdb::DB* damaged, const std::string& key) {
+  std::string value;
+  const rocksdb::Status status = damaged == nullptr
+                                     ? rocksdb::Status::Corruption()
+                                     : damaged->Get(rocksdb::ReadOptions(), key, &value);
+  if (status.ok()) return {true, std::move(value)};
+  return {!status.IsNotFound(), std::nullopt};
+}
+
+// `damaged`: the old database; null: its list of files cannot be trusted.
+absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, rocksdb::DB* damaged,
+                      RocksDbRebuild* result) {
   rocksdb::DB* opened = nullptr;
   MMFREE_RETURN_IF_ERROR(FromRocksDb(
       rocksdb::DB::Open(rocksdb_layout::Options(), directory, &opened), "making a new database"));
@@ -158,7 +170,10 @@ absl::Status WriteNew(const std::string& directory, RocksDbGather* gather, Rocks
   rocksdb::WriteOptions write;
   write.disableWAL = true;
   absl::Status status;
-  gather->VisitSessions([&](const std::string& key, const RocksDbGather::Found& found) {
+  gather->VisitSessions([&](const std::string& key, const RocksDbGather::Found& gathered) {
+    const RocksDbGather::Found found =
+        gathered.value.has_value() ? gathered : AskRocksDb(damaged, key);
+    if (!found.there) return;
     SessionName name;
     uint64_t ignored_revision = 0;
     absl::Time ignored_time;
@@ -204,14 +219,18 @@ absl::StatusOr<RocksDbRebuild> RebuildRocksDb(const std::string& directory) {
   MMFREE_RETURN_IF_ERROR(CheckRocksDbRebuildRoom(directory));
   RocksDbBlobReader blobs(directory);
   RocksDbGather gather([&blobs](absl::string_view place) { return blobs.Read(place); });
-  MMFREE_RETURN_IF_ERROR(Gather(directory, &gather));
+  MMFREE_ASSIGN_OR_RETURN(const std::optional<RocksDbManifest> manifest,
+                          ReadRocksDbManifest(directory));
+  MMFREE_RETURN_IF_ERROR(Gather(directory, manifest, &gather));
 
   const fs::path unfinished = fs::path(directory) / kUnfinished;
   std::error_code error;
   fs::remove_all(unfinished, error);
   MMFREE_RETURN_IF_ERROR(FromError(error, "cannot remove", unfinished));
   RocksDbRebuild result;
-  MMFREE_RETURN_IF_ERROR(WriteNew(unfinished, &gather, &result));
+  const std::unique_ptr<rocksdb::DB> damaged =
+      manifest.has_value() ? OpenRocksDbReadOnly(directory) : nullptr;
+  MMFREE_RETURN_IF_ERROR(WriteNew(unfinished, &gather, damaged.get(), &result));
 
   const std::string time = absl::FormatTime("%Y%m%dT%H%M%E6S", absl::Now(), absl::UTCTimeZone());
   const fs::path old_files = fs::path(directory) / absl::StrCat(kOldFiles, time);

@@ -332,6 +332,43 @@ TEST_F(RocksDbDamageTest, ATruncatedTableLosesWhatWasCutOff) {
   EXPECT_EQ(MetricValue(registry_, "mmfree_session_store_lost_sessions"), 0);
 }
 
+// What is in other tables between the keys of a damaged block is not lost with it.
+TEST_F(RocksDbDamageTest, ADamagedTableDoesNotCostTheSessionsOfOthers) {
+  const fs::path older = Files(".sst").at(0);
+  {
+    const auto table = Open({.directory = directory_.File("store"), .compact = false});
+    ASSERT_NE(table, nullptr) << status_;
+    for (int session = 0; session < kSessions; session += 2) {
+      const auto turn = table->Begin(Name(session), std::nullopt);
+      ASSERT_THAT(turn, IsOk());
+      ASSERT_THAT((*turn)->Commit(StateOf(session)), IsOk());
+    }
+  }
+  const std::vector<fs::path> tables = Files(".sst");
+  ASSERT_EQ(tables.size(), 2u);
+  const fs::path newer = tables[0] == older ? tables[1] : tables[0];
+  std::string bytes = ReadFile(newer);
+  const size_t first = bytes.find(kShape.digest);
+  const size_t last = bytes.rfind(kShape.digest);
+  std::fill(bytes.begin() + static_cast<ptrdiff_t>(first),
+            bytes.begin() + static_cast<ptrdiff_t>(last), '\xee');
+  WriteFile(newer, bytes);
+  const auto table = Open();
+  ASSERT_NE(table, nullptr) << status_;
+  int lost = 0;
+  for (int session = 0; session < kSessions; ++session) {
+    const auto read = table->Read(Name(session), std::nullopt, kShape);
+    if (session % 2 == 1) {
+      EXPECT_THAT(read, IsOk()) << session;
+    } else if (!read.ok()) {
+      EXPECT_THAT(read.status(), StatusIs(absl::StatusCode::kDataLoss, testing::_)) << session;
+      ++lost;
+    }
+  }
+  EXPECT_GE(lost, kSessions / 2 - 2);
+  EXPECT_EQ(MetricValue(registry_, "mmfree_session_store_lost_sessions"), lost);
+}
+
 TEST_F(RocksDbDamageTest, AnIndexOrAListOfFilesThatIsDamagedLosesNothing) {
   for (const bool list : {false, true}) {
     if (list) {
