@@ -117,6 +117,8 @@ void RocksDbDatabase::Rebuild(const std::string& damage) {
   if (status.ok()) {
     Log(LogLevel::kError, absl::StrCat("session store: it is damaged (", damage,
                                        ") and is being written anew; calls wait meanwhile"));
+    // While they do not yet.
+    db_->Flush(rocksdb::FlushOptions()).PermitUncheckedError();
     std::unique_ptr<rocksdb::DB> db;
     {
       const absl::MutexLock lock(&mutex_);
