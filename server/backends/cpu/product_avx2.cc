@@ -27,7 +27,7 @@ __attribute__((noinline)) void AccumulatePacked(const uint8_t* codes, const int8
 #pragma GCC unroll 8
   for (int i = 0; i < 4 * vectors; ++i) sum[i] = _mm256_setzero_si256();
   for (const uint8_t* const end = codes + steps * kChunk; codes != end; codes += kChunk) {
-    FetchAhead(codes);
+    FetchAhead(codes, kAhead);
     const __m256i packed = Broadcast<kChunk>(codes);
     const __m256i shifted = _mm256_srli_epi16(packed, 4);
     const __m256i w0 = _mm256_and_si256(packed, low);

@@ -19,12 +19,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kLanes = 2;         // 128-bit ones of a vector
 constexpr int kOutputGroups = 2;  // row groups whose outputs are written together: a vector a token
 
-// Fetches the codes that follow those at `codes`: the far ones from memory into L2, the near ones
-// into L1.
-inline void FetchAhead(const uint8_t* codes) {
-  _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(codes + 8192), _MM_HINT_T1);
+// Fetches codes ahead of those at `codes`: `ahead` bytes from there into L1, and four times as far
+// from memory into L2.
+inline void FetchAhead(const uint8_t* codes, int64_t ahead) {
+  _mm_prefetch(reinterpret_cast<const char*>(codes + ahead), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(codes + 4 * ahead), _MM_HINT_T1);
 }
+constexpr int64_t kAhead = 2048;  // of codes that are read one after the other
 
 inline __m256i Load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 

@@ -46,7 +46,7 @@ __attribute__((noinline)) void AccumulateOneToken(const uint8_t* codes, const in
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = _mm512_setzero_si512();
   const auto add = [&](const uint8_t* b, const int8_t* x, __m512i* to) {
-    FetchAhead(b);
+    FetchAhead(b, kAhead);
     __m512i bytes[4];
     rows.Operands(_mm512_loadu_si512(b), bytes);
     const __m512i activations = _mm512_loadu_si512(x);

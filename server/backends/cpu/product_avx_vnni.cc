@@ -14,6 +14,7 @@ namespace {
 using avx2::Broadcast;
 using avx2::FetchAhead;
 using avx2::Finish;
+using avx2::kAhead;
 using avx2::kOutputGroups;
 using avx2::kVectorBytes;
 using avx2::Load;
@@ -34,12 +35,12 @@ constexpr Operands kOperands = {{{kMask03, kMask03, kMask03, kMask03},
                                  {kRows32, kRows32, kRows32, kRows32},
                                  {kRows21, kRows21, kRows21, kRows21}}};
 
-// The steps up to `end` of four vectors of activations: sum[i * 4 + v] += operands[i] x[v]. Twelve
-// sums, three operands and one x are all registers there are, and GCC 12 copies sums from step to
-// step and keeps some in memory: so the whole loop by its instructions.
+// The steps up to `end` of four vectors of activations: sum[i * 4 + v] = sum of operands[i] x[v].
+// Twelve sums, three operands and one x are all registers there are, and GCC 12 copies sums from
+// step to step and keeps some in memory: so the whole loop by its instructions.
 template <int chunk>
 inline void StepsOfFour(const uint8_t* codes, const uint8_t* end, const int8_t* panel,
-                        __m256i* sum) {
+                        int64_t ahead, __m256i* sum) {
 // clang-format off
 // One x and the sums of the three operands with it.
 #define MULTIPLY(x, sum0, sum1, sum2)                 \
@@ -47,13 +48,16 @@ inline void StepsOfFour(const uint8_t* codes, const uint8_t* end, const int8_t* 
   "%{vex%} vpdpbusd %%ymm15, %%ymm12, " sum0 "\n\t"   \
   "%{vex%} vpdpbusd %%ymm15, %%ymm13, " sum1 "\n\t"   \
   "%{vex%} vpdpbusd %%ymm15, %%ymm14, " sum2 "\n\t"
+#define ZERO(sum) "vpxor " sum ", " sum ", " sum "\n\t"
 #define STEPS(broadcast, bytes)                                                                \
   __asm__ volatile(                                                                            \
+      ZERO("%0") ZERO("%1") ZERO("%2") ZERO("%3") ZERO("%4") ZERO("%5")                        \
+      ZERO("%6") ZERO("%7") ZERO("%8") ZERO("%9") ZERO("%10") ZERO("%11")                      \
       ".p2align 5\n"                                                                           \
       "1:\n\t"                                                                                 \
       broadcast " (%[codes]), %%ymm14\n\t"                                                     \
-      "prefetcht0 1024(%[codes])\n\t"                                                          \
-      "prefetcht1 8192(%[codes])\n\t"                                                          \
+      "prefetcht0 (%[codes], %[ahead])\n\t"                                                    \
+      "prefetcht1 (%[codes], %[ahead], 4)\n\t"                                                 \
       "vpand (%[operands]), %%ymm14, %%ymm12\n\t"                                              \
       "vgf2p8affineqb $0, 32(%[operands]), %%ymm14, %%ymm13\n\t"                               \
       "vgf2p8affineqb $0, 64(%[operands]), %%ymm14, %%ymm14\n\t"                               \
@@ -65,10 +69,10 @@ inline void StepsOfFour(const uint8_t* codes, const uint8_t* end, const int8_t* 
       "add $128, %[panel]\n\t"                                                                 \
       "cmp %[end], %[codes]\n\t"                                                               \
       "jne 1b"                                                                                 \
-      : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "+x"(sum[4]), "+x"(sum[5]),    \
-        "+x"(sum[6]), "+x"(sum[7]), "+x"(sum[8]), "+x"(sum[9]), "+x"(sum[10]), "+x"(sum[11]),  \
-        [codes] "+r"(codes), [panel] "+r"(panel)                                               \
-      : [end] "r"(end), [operands] "r"(&kOperands)                                             \
+      : "=&x"(sum[0]), "=&x"(sum[1]), "=&x"(sum[2]), "=&x"(sum[3]), "=&x"(sum[4]),             \
+        "=&x"(sum[5]), "=&x"(sum[6]), "=&x"(sum[7]), "=&x"(sum[8]), "=&x"(sum[9]),             \
+        "=&x"(sum[10]), "=&x"(sum[11]), [codes] "+r"(codes), [panel] "+r"(panel)               \
+      : [end] "r"(end), [ahead] "r"(ahead), [operands] "r"(&kOperands)                         \
       : "ymm12", "ymm13", "ymm14", "ymm15", "cc", "memory")
   // clang-format on
   if constexpr (chunk == 32) STEPS("vmovdqu", "32");
@@ -76,6 +80,7 @@ inline void StepsOfFour(const uint8_t* codes, const uint8_t* end, const int8_t* 
   if constexpr (chunk == 8) STEPS("vpbroadcastq", "8");
   if constexpr (chunk == 4) STEPS("vpbroadcastd", "4");
 #undef STEPS
+#undef ZERO
 #undef MULTIPLY
 }
 
@@ -100,22 +105,22 @@ inline void Separate(__m256i t1, __m256i t2, __m256i t3, __m256i* rows) {
 // which hides the latency of vpdpbusd. A function of its own, so that its registers are its own.
 template <int per_vector, int vectors>
 __attribute__((noinline)) void Accumulate(const uint8_t* codes, const int8_t* panel, int64_t steps,
-                                          bool first, RowSums<vectors>* acc) {
+                                          int64_t ahead, bool first, RowSums<vectors>* acc) {
   constexpr int kChunk = kVectorBytes / per_vector;
   constexpr int kSets = vectors <= 2 ? 2 : 1;
   constexpr int kCount = kSums * vectors;
   __m256i sum[kSets * kCount];  // [kSets][kSums][vectors]
-#pragma GCC unroll 12
-  for (__m256i& zero : sum) zero = _mm256_setzero_si256();
   const uint8_t* const end = codes + steps * kChunk;
   if constexpr (vectors == 4) {
-    StepsOfFour<kChunk>(codes, end, panel, sum);
+    StepsOfFour<kChunk>(codes, end, panel, ahead, sum);
   } else {
     const __m256i rows03 = _mm256_set1_epi8(static_cast<char>(kRows03));
     const __m256i rows32 = _mm256_set1_epi64x(kRows32);
     const __m256i rows21 = _mm256_set1_epi64x(kRows21);
+#pragma GCC unroll 12
+    for (__m256i& zero : sum) zero = _mm256_setzero_si256();
     do {
-      FetchAhead(codes);
+      FetchAhead(codes, ahead);
 #pragma GCC unroll 2
       for (int step = 0; step < 2; ++step) {
         const __m256i b = Broadcast<kChunk>(codes + step * kChunk);
@@ -164,6 +169,8 @@ void TileProduct(const ProductArgs& args, const Tile& tile) {
   const int64_t steps = args.padded_cols / kChunk;
   const int64_t last = (args.row_end + 3) / 4;
   const int64_t block_groups = steps <= kSteps ? kOutputGroups : kMaxGroups;
+  // In blocks of columns it is the same columns of other row groups that come next.
+  const int64_t ahead = steps <= kSteps ? kAhead : args.padded_cols;
   for (int64_t group = args.row_begin / 4; group < last; group += block_groups) {
     const int groups = static_cast<int>(MinInt(block_groups, last - group));
     RowSums<vectors> acc[kMaxGroups];
@@ -172,7 +179,7 @@ void TileProduct(const ProductArgs& args, const Tile& tile) {
       const int64_t count = MinInt(kSteps, steps - step);
       for (int g = 0; g < groups; ++g) {
         Accumulate<per_vector, vectors>(args.codes + (group + g) * args.padded_cols + step * kChunk,
-                                        panel, count, step == 0, acc + g);
+                                        panel, count, ahead, step == 0, acc + g);
       }
     }
     for (int g = 0; g < groups; g += kOutputGroups) {
