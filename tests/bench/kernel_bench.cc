@@ -40,7 +40,7 @@ class KernelBench {
         hidden_(model.config().hidden_size),
         intermediate_(model.config().intermediate_size),
         layers_(model.config().num_layers),
-        widest_(OddLines(std::max(2 * intermediate_, model.config().vocab_size))) {
+        widest_(RowStride(std::max(2 * intermediate_, model.config().vocab_size))) {
     x_ = Wave(tokens * std::max(hidden_, intermediate_));
     y_ = Wave(tokens * std::max(hidden_, intermediate_));
     state_ = Wave(layers_ * hidden_);
@@ -127,8 +127,11 @@ class KernelBench {
   };
   using Bytes = std::unique_ptr<int8_t, Free>;
 
-  // As the strides between rows in a step (forward.cc): an odd number of cache lines.
-  static int64_t OddLines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
+  // As between rows of floats in a step (forward.cc).
+  int64_t RowStride(int64_t floats) const {
+    const int64_t lines = (floats + 15) / 16;
+    return (kernels_.vector_bytes == 64 ? lines | 1 : lines) * 16;
+  }
 
   // Zeros in whole cache lines, as in a step.
   static Bytes AlignedBytes(int64_t n) {
