@@ -1,5 +1,7 @@
 #include "tests/support/fake_backend.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <set>
@@ -15,6 +17,22 @@ struct State {
   uint64_t hash = 0;
   uint64_t count = 0;
 };
+
+// As floats that are finite, as those of a model: 16 bits each.
+constexpr size_t kStateFloats = sizeof(State) / sizeof(uint16_t);
+void ToFloats(const State& state, absl::Span<float> floats) {
+  std::array<uint16_t, kStateFloats> halves;
+  memcpy(halves.data(), &state, sizeof(State));
+  std::copy(halves.begin(), halves.end(), floats.begin());
+}
+State FromFloats(absl::Span<const float> floats) {
+  std::array<uint16_t, kStateFloats> halves;
+  std::transform(floats.begin(), floats.begin() + kStateFloats, halves.begin(),
+                 [](float value) { return static_cast<uint16_t>(value); });
+  State state;
+  memcpy(static_cast<void*>(&state), halves.data(), sizeof(State));
+  return state;
+}
 
 uint64_t Mix(uint64_t x) {  // the finalizer of splitmix64
   x += 0x9e3779b97f4a7c15ull;
@@ -73,7 +91,7 @@ class FakeBackend final : public Backend {
     info_.description = "fake";
     info_.num_slots = device_->options().num_slots;
     info_.resident_slots = device_->options().resident_slots;
-    info_.state_floats = sizeof(State) / sizeof(float);
+    info_.state_floats = kStateFloats;
     info_.max_step_tokens = device_->options().max_step_tokens;
   }
 
@@ -145,18 +163,22 @@ class FakeBackend final : public Backend {
     return absl::OkStatus();
   }
   absl::Status ReadSlot(int32_t slot, absl::Span<float> state) override {
-    memcpy(state.data(), &states_[slot], sizeof(State));
+    ToFloats(states_[slot], state);
     return absl::OkStatus();
   }
   absl::Status WriteSlot(int32_t slot, absl::Span<const float> state) override {
-    memcpy(static_cast<void*>(&states_[slot]), state.data(), sizeof(State));
+    states_[slot] = FromFloats(state);
     return absl::OkStatus();
   }
   absl::Status ReadResident(int32_t slot, absl::Span<float> state) override {
     if (slot < info_.num_slots || slot >= static_cast<int32_t>(states_.size())) {
       return Violation(absl::StrCat("read of resident slot ", slot));
     }
-    memcpy(state.data(), &states_[slot], sizeof(State));
+    ToFloats(states_[slot], state);
+    absl::MutexLock lock(&device_->mutex_);
+    if (device_->fail_reads_ > 0 && ++device_->reads_ % device_->fail_reads_ == 0) {
+      return absl::DataLossError("a read of the device failed");
+    }
     return absl::OkStatus();
   }
 
@@ -311,10 +333,15 @@ std::vector<float> FakeDevice::ExpectedLogits(absl::Span<const int32_t> tokens) 
   return logits;
 }
 
+void FakeDevice::FailResidentReads(int period) {
+  absl::MutexLock lock(&mutex_);
+  fail_reads_ = period;
+  reads_ = 0;
+}
+
 std::vector<float> FakeDevice::ExpectedState(absl::Span<const int32_t> tokens) {
-  const State state = FeedAll(tokens);
-  std::vector<float> floats(sizeof(State) / sizeof(float));
-  memcpy(floats.data(), &state, sizeof(State));
+  std::vector<float> floats(kStateFloats);
+  ToFloats(FeedAll(tokens), absl::MakeSpan(floats));
   return floats;
 }
 

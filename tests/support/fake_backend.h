@@ -57,6 +57,8 @@ class FakeDevice {
   // The next call of Step, or of ZeroSlot, returns this.
   void FailNextStep(absl::Status status);
   void FailNextZeroSlot(absl::Status status);
+  // From now on every `period`th call of ReadResident fails with DATA_LOSS; 0: none.
+  void FailResidentReads(int period);
 
   // Steps that were done (failed ones are not).
   std::vector<StepRecord> steps() const;
@@ -87,6 +89,8 @@ class FakeDevice {
   bool held_up_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status next_step_ ABSL_GUARDED_BY(mutex_);
   absl::Status next_zero_ ABSL_GUARDED_BY(mutex_);
+  int fail_reads_ ABSL_GUARDED_BY(mutex_) = 0;
+  int reads_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<StepRecord> steps_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
 };

@@ -41,6 +41,7 @@ class EngineGroupTest : public ::testing::Test {
     for (size_t i = 0; i < kMembers; ++i) {
       FakeBackendOptions device;
       device.num_slots = kSlots;
+      device.resident_slots = 4;
       device.vocab_size = kVocabSize;
       device.clock = &clock_;
       devices_.push_back(std::make_shared<FakeDevice>(device));
@@ -157,6 +158,61 @@ TEST_F(EngineGroupTest, ADrainEndsWhenEveryMemberIsEmptyAndEachReportsForItself)
     ended += MetricValue(*registry_, "mmfree_generation_tokens_total", "replica", replica);
   }
   EXPECT_EQ(ended, kMembers * 50.0);
+}
+
+// A request goes to the member that has its state, busier than others as it may be, unless none of
+// its slots is free; and goes on from that state wherever it is.
+TEST_F(EngineGroupTest, ARequestGoesToTheMemberThatHasItsState) {
+  GenerationRequest first = Generation({5, 6, 7}, 3);
+  first.final_state = std::make_shared<FinalState>();
+  first.final_on_device = true;
+  const std::shared_ptr<FinalState> left = first.final_state;
+  const auto first_sink = std::make_shared<CollectingSink>();
+  ASSERT_TRUE(group_->Submit(std::move(first), first_sink).ok());
+  ASSERT_TRUE(first_sink->WaitForEnd().ok());
+  ASSERT_NE(left->device, nullptr);
+  const auto pools = group_->device_pools();
+  ASSERT_EQ(pools.size(), kMembers);
+  size_t home = 0;
+  while (pools[home].get() != left->device->pool()) ASSERT_LT(++home, kMembers);
+
+  std::vector<int32_t> context = {5, 6, 7};
+  for (const int32_t id : first_sink->ids()) context.push_back(id);
+  const auto go_on = [&] {
+    GenerationRequest next = Generation(left->pending, 3);
+    next.device_state = left->device;
+    next.first_position = static_cast<uint64_t>(left->fed);
+    auto sink = std::make_shared<CollectingSink>();
+    EXPECT_TRUE(group_->Submit(std::move(next), sink).ok());
+    return sink;
+  };
+  CloseGates();
+  std::vector<int64_t> before;
+  for (const auto& device : devices_) before.push_back(device->num_steps());
+  // Both of its slots, while the others have nothing to do; then those.
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int i = 0; i < kSlots; ++i) sinks.push_back(go_on());
+  EXPECT_EQ(group_->load().running + group_->load().queued, kSlots);
+  OpenGates();
+  for (const auto& sink : sinks) ASSERT_TRUE(sink->WaitForEnd().ok());
+  for (size_t i = 0; i < kMembers; ++i) {
+    EXPECT_EQ(devices_[i]->num_steps() > before[i], i == home) << i;
+  }
+  CloseGates();
+  for (int i = 0; i < kSlots + 1; ++i) sinks.push_back(go_on());
+  OpenGates();
+  int elsewhere = 0;
+  for (const auto& sink : sinks) ASSERT_TRUE(sink->WaitForEnd().ok());
+  for (size_t i = 0; i < kMembers; ++i) {
+    if (i != home && devices_[i]->num_steps() > before[i]) ++elsewhere;
+    EXPECT_TRUE(devices_[i]->violations().empty());
+  }
+  EXPECT_EQ(elsewhere, 1);
+  std::vector<int32_t> expected;
+  for (const SampledToken& token : devices_[0]->Expected(context, SamplingParams(), 3)) {
+    expected.push_back(token.token);
+  }
+  for (const auto& sink : sinks) EXPECT_EQ(sink->ids(), expected);
 }
 
 TEST(GroupEnginesTest, NoMembersAreRefused) {

@@ -70,6 +70,16 @@ TEST(ServerFlags, DevicesAreAListOfDifferentNumbers) {
   }
 }
 
+TEST(ServerFlags, TheDevicesRoomForSessionsIsInMiB) {
+  EXPECT_EQ(ParseServerFlags({"--model=x"})->session_device_mb, 1024);
+  EXPECT_EQ(ParseServerFlags({"--model=x", "--session_device_mb=0"})->session_device_mb, 0);
+  EXPECT_EQ(ParseServerFlags({"--model=x", "--session_device_mb=70000"})->session_device_mb, 70000);
+  for (const char* wrong : {"--session_device_mb=-1", "--session_device_mb=1048577"}) {
+    EXPECT_THAT(ParseServerFlags({"--model=x", wrong}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("from 0 to 1048576")));
+  }
+}
+
 TEST(ServerFlags, FlagsOfLaterVersionsAreRefusedAndNotIgnored) {
   EXPECT_THAT(ParseServerFlags({"--model=x", "--auth_tokens_file=f"}),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("--auth_tokens_file")));
