@@ -127,11 +127,8 @@ class KernelBench {
   };
   using Bytes = std::unique_ptr<int8_t, Free>;
 
-  // As between rows of floats in a step (forward.cc).
-  int64_t RowStride(int64_t floats) const {
-    const int64_t lines = (floats + 15) / 16;
-    return (kernels_.vector_bytes == 64 ? lines | 1 : lines) * 16;
-  }
+  // As between rows of floats in a step (forward.cc): an odd number of cache lines.
+  static int64_t RowStride(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
   // Zeros in whole cache lines, as in a step.
   static Bytes AlignedBytes(int64_t n) {

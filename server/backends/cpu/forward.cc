@@ -16,13 +16,10 @@ constexpr int32_t kHeadRows = 64;
 // Floats of one block of product outputs in a thread's scratch, without what is between its rows.
 constexpr int64_t kBlockFloats = 32768;
 
-// From row to row, for rows of n floats. Where products write a whole cache line of each of many
-// rows, an odd number of lines, so that the lines lie in different sets of the caches. Products
-// that write half a line at a time do better when these crowd into a few sets.
-int64_t RowStride(const Kernels& kernels, int64_t n) {
-  const int64_t lines = (n + kFloatsPerLine - 1) / kFloatsPerLine;
-  const bool whole_lines = kernels.vector_bytes == kFloatsPerLine * int64_t{sizeof(float)};
-  return (whole_lines ? lines | 1 : lines) * kFloatsPerLine;
+// From row to row, for rows of n floats: an odd number of cache lines, so that the same columns of
+// many rows, which a product writes together, lie in different sets of the caches.
+int64_t RowStride(int64_t n) {
+  return ((n + kFloatsPerLine - 1) / kFloatsPerLine | 1) * kFloatsPerLine;
 }
 
 FloatType ToFloatType(DType dtype) {
@@ -56,9 +53,9 @@ absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const Model* model, Wei
 }
 
 absl::Status Forward::Allocate() {
-  ld_hidden_ = RowStride(*kernels_, hidden_);
-  ld_intermediate_ = RowStride(*kernels_, intermediate_);
-  ld_vocab_ = RowStride(*kernels_, vocab_);
+  ld_hidden_ = RowStride(hidden_);
+  ld_intermediate_ = RowStride(intermediate_);
+  ld_vocab_ = RowStride(vocab_);
   const int64_t head_rows = std::min(max_tokens_, kHeadRows);
   const int64_t floats = max_tokens_ * (3 * ld_hidden_ + ld_intermediate_) + head_rows * ld_vocab_;
   MMFREE_ASSIGN_OR_RETURN(floats_, Region::Allocate(floats * sizeof(float)));
@@ -144,7 +141,7 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
   const Codes codes = Quantize(thread, tokens, input);
 
   const int64_t width = BlockWidth(tokens);
-  const int64_t ld = RowStride(*kernels_, width);
+  const int64_t ld = RowStride(width);
   float* forget = reinterpret_cast<float*>(threads_[thread].blocks.mutable_data());
   float* in = forget + BlockFloats();
   for (int64_t c = slice.begin; c < slice.end; c += width) {
@@ -206,7 +203,7 @@ void Forward::Mlp(int thread, const Chunk& chunk, int64_t layer) {
 
   const Range slice = Slice(intermediate_, thread);
   const int64_t width = BlockWidth(tokens);
-  const int64_t ld = RowStride(*kernels_, width);
+  const int64_t ld = RowStride(width);
   float* p = reinterpret_cast<float*>(threads_[thread].blocks.mutable_data());
   float* r = p + BlockFloats();
   for (int64_t c = slice.begin; c < slice.end; c += width) {

@@ -127,7 +127,7 @@ class Forward {
   int64_t hidden_ = 0;        // D
   int64_t intermediate_ = 0;  // F
   int64_t vocab_ = 0;         // V
-  int64_t ld_hidden_ = 0;     // from row to row, in floats (forward.cc)
+  int64_t ld_hidden_ = 0;     // D and F rounded up to an odd number of cache lines
   int64_t ld_intermediate_ = 0;
 
   Region floats_;
