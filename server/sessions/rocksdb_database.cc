@@ -96,7 +96,8 @@ void RocksDbDatabase::Mend(bool compaction) {
   // Nobody else closes it.
   if (db_ == nullptr) return;
   CollectBlobs(db_.get(), false);
-  const absl::StatusOr<int64_t> states = mender_.take_out_states(db_.get());
+  const absl::StatusOr<int64_t> states =
+      mender_.take_out_states(db_.get(), [this] { return watch_->stopped(); });
   const rocksdb::Status compacted = states.ok() ? CompactAll(db_.get()) : rocksdb::Status();
   if (states.ok() && compacted.ok() && (*states > 0 || !compaction)) {
     watch_->NoteMended();
@@ -105,6 +106,12 @@ void RocksDbDatabase::Mend(bool compaction) {
       Log(LogLevel::kError, absl::StrCat("session store: ", *states,
                                          " states that could not be read were taken out of it"));
     }
+    return;
+  }
+  if (states.ok() ? !compacted.ok() && !IsRocksDbDamage(compacted)
+                  : !absl::IsDataLoss(states.status())) {
+    // The disk is full, or the store is closed: the next compaction says again what is wrong.
+    CollectBlobs(db_.get(), true);
     return;
   }
   Rebuild(!states.ok()      ? std::string(states.status().message())

@@ -29,7 +29,10 @@ class RocksDbDatabase {
  public:
   struct Mender {
     // Takes out of the database the states that cannot be read, and says how many those were.
-    std::function<absl::StatusOr<int64_t>(rocksdb::DB* db)> take_out_states;
+    // DATA_LOSS: there is more damage than that; other errors end the attempt, and any is right
+    // once `stopped` says so.
+    std::function<absl::StatusOr<int64_t>(rocksdb::DB* db, const std::function<bool()>& stopped)>
+        take_out_states;
     // The database was written anew, and is not used yet.
     std::function<void(rocksdb::DB* db)> rebuilt;
   };
@@ -37,7 +40,7 @@ class RocksDbDatabase {
   // As OpenRocksDb. `compact`: as RocksDbStoreOptions has it.
   static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(const std::string& directory,
                                                                bool compact);
-  // Waits for what its thread is doing.
+  // Waits for what its thread is doing, which it ends soon unless that is a rebuild.
   ~RocksDbDatabase();
   RocksDbDatabase(const RocksDbDatabase&) = delete;
   RocksDbDatabase& operator=(const RocksDbDatabase&) = delete;

@@ -94,8 +94,10 @@ class RocksDbStore final : public SessionStore {
   absl::Status Open() {
     MMFREE_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(options_.directory, options_.compact));
     Count(RocksDbDatabase::Use(database_.get()).get());
-    database_->StartMending({.take_out_states = [this](auto* db) { return TakeOutStates(db); },
-                             .rebuilt = [this](auto* db) { Count(db); }});
+    database_->StartMending(
+        {.take_out_states = [this](auto* db,
+                                   const auto& stopped) { return TakeOutStates(db, stopped); },
+         .rebuilt = [this](auto* db) { Count(db); }});
     return absl::OkStatus();
   }
 
@@ -328,7 +330,7 @@ class RocksDbStore final : public SessionStore {
   }
 
   // The same of all sessions.
-  absl::StatusOr<int64_t> TakeOutStates(rocksdb::DB* db) {
+  absl::StatusOr<int64_t> TakeOutStates(rocksdb::DB* db, const std::function<bool()>& stopped) {
     int64_t mended = 0;
     absl::Status status;
     std::optional<RocksDbRawReader> raw;
@@ -340,7 +342,8 @@ class RocksDbStore final : public SessionStore {
     status.Update(Scan(db, std::string(1, kRecords), [&](const rocksdb::Iterator& it) {
       SessionName name;
       if (!ParseRecordKey(it.key(), &name)) return true;
-      const absl::StatusOr<int64_t> states = MendSession(db, name, std::ref(raw));
+      const absl::StatusOr<int64_t> states =
+          stopped() ? absl::CancelledError("closed") : MendSession(db, name, std::ref(raw));
       if (states.ok()) mended += *states;
       status = states.status();
       return states.ok();

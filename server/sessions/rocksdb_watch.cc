@@ -37,6 +37,11 @@ void RocksDbWatch::Stop() {
   damage_.stopped = true;
 }
 
+bool RocksDbWatch::stopped() const {
+  const absl::MutexLock lock(&mutex_);
+  return damage_.stopped;
+}
+
 RocksDbWatch::Damage RocksDbWatch::Await(absl::Duration timeout) {
   const absl::MutexLock lock(&mutex_);
   const auto any = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {

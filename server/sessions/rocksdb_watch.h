@@ -29,8 +29,9 @@ class RocksDbWatch final : public rocksdb::EventListener {
 
   // States are known to be gone.
   void NoteLostStates();
-  // Nobody is to wait any more.
+  // Nobody is to wait, or to mend, any more.
   void Stop();
+  bool stopped() const;
 
   struct Damage {
     bool stopped = false;
@@ -44,7 +45,7 @@ class RocksDbWatch final : public rocksdb::EventListener {
 
  private:
   std::atomic<uint64_t> mends_{0};
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   Damage damage_ ABSL_GUARDED_BY(mutex_);
 };
 
