@@ -50,7 +50,7 @@ class LifecycleTest : public LiveServer {
 };
 
 TEST_F(LifecycleTest, TermDrainsHealthFirstAndRunningStreamsFinish) {
-  StartServer();
+  StartServer({"--drain_timeout=10m"});
   grpc::ClientContext watch_context;
   const auto watch = Watch(&watch_context, "tales");
   HealthCheckResponse health;

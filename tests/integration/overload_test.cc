@@ -385,7 +385,7 @@ TEST_F(OverloadTest, LoadGeneratorCountsRefusalsByCode) {
   ExpectIdle();
 }
 
-// Two hundred streams in every phase, and the process that reads them is killed.
+// Two hundred streams, some with slots and some without, and the process that reads them is killed.
 TEST_F(OverloadTest, AKilledLoadGeneratorLeavesNothingBehind) {
   StartServer({"--max_sessions=16", "--max_stream_backlog=4"});
   absl::StatusOr<std::unique_ptr<InteractiveProgram>> load = InteractiveProgram::Start(
@@ -393,9 +393,8 @@ TEST_F(OverloadTest, AKilledLoadGeneratorLeavesNothingBehind) {
        "--requests=200", "--prompt_tokens=1-600", "--max_tokens=60000", "--slow=0.3",
        "--slow_read_delay=1h", "--high=0.3"});
   ASSERT_THAT(load, IsOk());
-  ASSERT_TRUE(AwaitLoad([](const v1::GetLoadResponse& load) {
-    return load.running() > 0 && load.queued() > 0 && load.paused() > 0;
-  }));
+  ASSERT_TRUE(AwaitLoad(
+      [](const v1::GetLoadResponse& load) { return load.running() > 0 && load.queued() > 0; }));
   load->reset();
   ExpectIdle();
   EXPECT_TRUE(Generate(GreedyRequest("Once", 4)).status.ok());

@@ -1,7 +1,8 @@
-// ThreadSanitizer sees the happens-before edges of absl::Mutex only when Abseil itself is built
-// with it. The distribution's library is not, so every guarded access would be reported as a race.
-// This file, linked into every program of a ThreadSanitizer build, puts itself in front of the
-// library's functions and tells the sanitizer what they do; the library still does it.
+// ThreadSanitizer sees the happens-before edges of absl::Mutex, and of what an absl::Status counts,
+// only when Abseil itself is built with it. The distribution's library is not, so every guarded
+// access would be reported as a race. This file, linked into every program of a ThreadSanitizer
+// build, puts itself in front of the library's functions and tells the sanitizer what they do; the
+// library still does it.
 //
 // Between a pre_ and its post_ call the sanitizer ignores the thread's accesses, which covers the
 // conditions that the library evaluates on behalf of waiting threads.
@@ -10,8 +11,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <type_traits>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 
 namespace {
@@ -184,6 +187,14 @@ bool CondVar::WaitWithTimeout(Mutex* mutex, Duration timeout) {
               bool (*)(CondVar*, Mutex*, Duration));
   const Waiting waiting(mutex);
   return next(this, mutex, timeout);
+}
+
+// Copies of a status share what the last of them deletes, whichever thread has it.
+void Status::UnrefNonInlined(uintptr_t rep) {
+  MMFREE_NEXT("6Status15UnrefNonInlinedEm", void (*)(uintptr_t));
+  static std::mutex mutexes[64];
+  const std::lock_guard lock(mutexes[rep / 16 % 64]);
+  next(rep);
 }
 
 bool CondVar::WaitWithDeadline(Mutex* mutex, Time deadline) {
