@@ -77,11 +77,12 @@ void ComputeNormStats(const NormInput& in, NormStats* stats) {
     __m512 sum_xx[kStep];
     __m512 sum_yy[kStep];
     for (int j = 0; j < kStep; ++j) sum_xx[j] = sum_yy[j] = _mm512_setzero_ps();
-    for (int64_t k = lane; k < in.n; k += kNormLanes) {
+    const auto add = [&](int64_t k, bool whole) __attribute__((always_inline)) {
+#pragma GCC unroll 4
       for (int j = 0; j < kStep; ++j) {
         // Zeros beyond the end change neither the sums nor the maxima.
         const int64_t at = k + j * kWidth;
-        const __mmask16 mask = FirstMask(in.n - at);
+        const __mmask16 mask = whole ? static_cast<__mmask16>(0xffff) : FirstMask(in.n - at);
         const __m512 x = _mm512_maskz_loadu_ps(mask, in.x + at);
         const __m512 y = NormOutput<kind>(in, at, x, mask);
         sum_xx[j] = _mm512_fmadd_ps(x, x, sum_xx[j]);
@@ -91,7 +92,10 @@ void ComputeNormStats(const NormInput& in, NormStats* stats) {
           max_t[w] = _mm512_max_ps(_mm512_abs_ps(t), max_t[w]);
         }
       }
-    }
+    };
+    int64_t k = lane;
+    for (; k + kStep * kWidth <= in.n; k += kNormLanes) add(k, true);
+    if (k < in.n) add(k, false);
     for (int j = 0; j < kStep; ++j) {
       xx[lane / kWidth + j] = sum_xx[j];
       yy[lane / kWidth + j] = sum_yy[j];
@@ -116,28 +120,62 @@ void DispatchNormStats(const NormInput& in, NormStats* stats) {
   }
 }
 
-template <int chunk>
-void StoreChunks(const CodePlace& place, int64_t k, const int8_t* codes) {
+// Stores 64 codes, columns k .. k+63. Large chunks straight from the register: loads that span
+// several stores would wait for them.
+void StoreCodes(const CodePlace& place, int64_t k, __m512i codes) {
+  const int64_t chunk = place.chunk;
   int8_t* to = place.codes + k / chunk * place.stride;
-  for (int i = 0; i < 64 / chunk; ++i) {
-    __builtin_memcpy(to + i * place.stride, codes + i * chunk, chunk);
+  if (chunk == 64) {
+    _mm512_storeu_si512(to, codes);
+    return;
+  }
+  if (chunk == 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(codes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + place.stride),
+                        _mm512_extracti64x4_epi64(codes, 1));
+    return;
+  }
+  const __m128i quarters[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1),
+                               _mm512_extracti32x4_epi32(codes, 2),
+                               _mm512_extracti32x4_epi32(codes, 3)};
+  for (const __m128i& quarter : quarters) {
+    if (chunk == 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), quarter);
+      to += place.stride;
+    } else if (chunk == 8) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), quarter);
+      _mm_storeh_pd(reinterpret_cast<double*>(to + place.stride), _mm_castsi128_pd(quarter));
+      to += 2 * place.stride;
+    } else {
+      const int words[4] = {_mm_extract_epi32(quarter, 0), _mm_extract_epi32(quarter, 1),
+                            _mm_extract_epi32(quarter, 2), _mm_extract_epi32(quarter, 3)};
+      for (int word : words) {
+        __builtin_memcpy(to, &word, sizeof(word));
+        to += place.stride;
+      }
+    }
   }
 }
 
-// Stores 64 codes, columns k .. k+63.
-void StoreCodes(const CodePlace& place, int64_t k, const int8_t* codes) {
-  switch (place.chunk) {
-    case 64:
-      return StoreChunks<64>(place, k, codes);
-    case 32:
-      return StoreChunks<32>(place, k, codes);
-    case 16:
-      return StoreChunks<16>(place, k, codes);
-    case 8:
-      return StoreChunks<8>(place, k, codes);
-    default:
-      return StoreChunks<4>(place, k, codes);
+// The codes of columns k .. k+63, zeros beyond the n of them; their sums are added to *sum.
+template <NormKind kind, bool whole>
+__m512i CodesOf64(const NormInput& in, const float* w2, __m512 multiplier, int64_t k,
+                  __m512i* sum) {
+  __m128i codes[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const int64_t at = k + j * kWidth;
+    const __mmask16 mask = whole ? static_cast<__mmask16>(0xffff) : FirstMask(in.n - at);
+    const __m512 y = NormOutput<kind>(in, at, _mm512_maskz_loadu_ps(mask, in.x + at), mask);
+    const __m512 t = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, w2 + at));
+    // Masked because 0 * inf would be a code, too.
+    const __m512i q = _mm512_maskz_mov_epi32(mask, QuantizeCodes(t, multiplier));
+    *sum = _mm512_add_epi32(*sum, q);
+    codes[j] = _mm512_cvtepi32_epi8(q);
   }
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(codes[0]), codes[1], 1);
+  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(codes[2]), codes[3], 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
 template <NormKind kind>
@@ -145,20 +183,11 @@ int32_t Quantize(const NormInput& in, const float* w2, float multiplier, int64_t
                  const CodePlace& place) {
   const __m512 m = _mm512_set1_ps(multiplier);
   __m512i sum = _mm512_setzero_si512();
-  for (int64_t k = 0; k < padded_cols; k += 64) {
-    alignas(64) int8_t codes[64];
-    for (int j = 0; j < 4; ++j) {
-      const int64_t at = k + j * kWidth;
-      const __mmask16 mask = FirstMask(in.n - at);
-      const __m512 y = NormOutput<kind>(in, at, _mm512_maskz_loadu_ps(mask, in.x + at), mask);
-      const __m512 t = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, w2 + at));
-      // Masked because 0 * inf would be a code, too.
-      const __m512i q = _mm512_maskz_mov_epi32(mask, QuantizeCodes(t, m));
-      sum = _mm512_add_epi32(sum, q);
-      _mm_store_si128(reinterpret_cast<__m128i*>(codes) + j, _mm512_cvtepi32_epi8(q));
-    }
-    StoreCodes(place, k, codes);
+  int64_t k = 0;
+  for (; k + 64 <= in.n; k += 64) {
+    StoreCodes(place, k, CodesOf64<kind, true>(in, w2, m, k, &sum));
   }
+  if (k < padded_cols) StoreCodes(place, k, CodesOf64<kind, false>(in, w2, m, k, &sum));
   return _mm512_reduce_add_epi32(sum);
 }
 
