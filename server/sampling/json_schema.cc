@@ -275,7 +275,7 @@ class SchemaCompiler {
                           absl::StrCat("at \"", at, "\": ", numbers.status().message()));
     }
     if (!numbers->has_value()) {
-      const absl::string_view what = schema.contains("multipleOf") ? "multiple" : type;
+      const std::string what = schema.contains("multipleOf") ? "multiple" : type;
       return Nothing(at, absl::StrCat("no ", what, " is within the bounds"));
     }
     return **std::move(numbers);

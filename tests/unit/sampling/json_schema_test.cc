@@ -116,7 +116,10 @@ TEST(JsonSchemaTest, RefusesByNameWhatItWouldNotEnforce) {
   expect(R"({"multipleOf": 0.5})", kUnimplemented, "multipleOf");
   expect(R"({"multipleOf": 201})", kUnimplemented, "multipleOf");
   expect(R"({"multipleOf": 0})", kInvalid, "multipleOf");
-  expect(R"({"multipleOf": 7, "minimum": 1, "maximum": 6})", kInvalid, "no multiple");
+  expect(R"({"multipleOf": 7, "minimum": 1, "maximum": 6})", kInvalid,
+         "no multiple is within the bounds");
+  expect(R"({"type": "integer", "minimum": 0.2, "maximum": 0.8})", kInvalid,
+         "no integer is within the bounds");
   expect(R"({"uniqueItems": true})", kUnimplemented, "uniqueItems");
   expect(R"({"uniqueItems": true, "items": {"enum": [1, 1.0]}, "minItems": 2})", kInvalid,
          "minItems");
