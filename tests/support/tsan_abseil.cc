@@ -149,6 +149,13 @@ bool Mutex::LockWhenWithTimeout(const Condition& condition, Duration timeout) {
   return next(this, condition, timeout);
 }
 
+bool Mutex::ReaderLockWhenWithTimeout(const Condition& condition, Duration timeout) {
+  MMFREE_NEXT("5Mutex25ReaderLockWhenWithTimeoutERKNS0_9ConditionENS0_8DurationE",
+              bool (*)(Mutex*, const Condition&, Duration));
+  const Locking locking(this, kRead);
+  return next(this, condition, timeout);
+}
+
 bool Mutex::LockWhenWithDeadline(const Condition& condition, Time deadline) {
   MMFREE_NEXT("5Mutex20LockWhenWithDeadlineERKNS0_9ConditionENS0_4TimeE",
               bool (*)(Mutex*, const Condition&, Time));
