@@ -1,6 +1,7 @@
 #include "mmfree/v1/inference.grpc.pb.h"
 #include "server/rpc/generate_handler.h"
 #include "server/rpc/handlers.h"
+#include "server/rpc/malformed.h"
 #include "server/rpc/score_handler.h"
 #include "server/rpc/services.h"
 #include "server/rpc/unary_call.h"
@@ -8,9 +9,14 @@
 namespace mmfree {
 namespace {
 
-class InferenceService final : public v1::InferenceService::CallbackService {
+class InferenceService final : public ParsingService<v1::InferenceService::CallbackService> {
  public:
-  explicit InferenceService(const RpcEnvironment* env) : env_(env) {}
+  explicit InferenceService(const RpcEnvironment* env) : ParsingService(env) {
+    Answer(0, "Generate", &InferenceService::Generate);
+    Answer(1, "Score", &InferenceService::Score);
+    Answer(2, "Tokenize", &InferenceService::Tokenize);
+    Answer(3, "Detokenize", &InferenceService::Detokenize);
+  }
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
@@ -38,9 +44,6 @@ class InferenceService final : public v1::InferenceService::CallbackService {
         env_, "Detokenize", context, DuringDrain::kRefuse, request->token_ids_size(),
         [this, request, response] { return HandleDetokenize(*env_, *request, response); });
   }
-
- private:
-  const RpcEnvironment* const env_;
 };
 
 }  // namespace

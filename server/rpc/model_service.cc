@@ -1,5 +1,6 @@
 #include "mmfree/v1/model.grpc.pb.h"
 #include "server/rpc/handlers.h"
+#include "server/rpc/malformed.h"
 #include "server/rpc/services.h"
 #include "server/rpc/unary_call.h"
 #include "server/rpc/unimplemented.h"
@@ -7,9 +8,15 @@
 namespace mmfree {
 namespace {
 
-class ModelService final : public v1::ModelService::CallbackService {
+class ModelService final : public ParsingService<v1::ModelService::CallbackService> {
  public:
-  explicit ModelService(const RpcEnvironment* env) : env_(env) {}
+  explicit ModelService(const RpcEnvironment* env) : ParsingService(env) {
+    Answer(0, "ListModels", &ModelService::ListModels);
+    Answer(1, "GetModel", &ModelService::GetModel);
+    Answer(2, "LoadModel", &ModelService::LoadModel);
+    Answer(3, "UnloadModel", &ModelService::UnloadModel);
+    Answer(4, "GetLoad", &ModelService::GetLoad);
+  }
 
   // A draining server still says what it is and how busy: load balancers ask.
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
@@ -45,9 +52,6 @@ class ModelService final : public v1::ModelService::CallbackService {
                                         v1::UnloadModelResponse*) override {
     return Unimplemented(env_, "UnloadModel", context);
   }
-
- private:
-  const RpcEnvironment* const env_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "mmfree/v1/session.grpc.pb.h"
 #include "server/rpc/create_session_handler.h"
+#include "server/rpc/malformed.h"
 #include "server/rpc/services.h"
 #include "server/rpc/session_handlers.h"
 #include "server/rpc/unary_call.h"
@@ -13,9 +14,18 @@ namespace {
 using Reactor = grpc::ServerUnaryReactor;
 using Context = grpc::CallbackServerContext;
 
-class SessionService final : public v1::SessionService::CallbackService {
+class SessionService final : public ParsingService<v1::SessionService::CallbackService> {
  public:
-  explicit SessionService(const RpcEnvironment* env) : env_(env) {}
+  explicit SessionService(const RpcEnvironment* env) : ParsingService(env) {
+    Answer(0, "CreateSession", &SessionService::CreateSession);
+    Answer(1, "GetSession", &SessionService::GetSession);
+    Answer(2, "ListSessions", &SessionService::ListSessions);
+    Answer(3, "ForkSession", &SessionService::ForkSession);
+    Answer(4, "RewindSession", &SessionService::RewindSession);
+    Answer(5, "ExportSession", &SessionService::ExportSession);
+    Answer(6, "ImportSession", &SessionService::ImportSession);
+    Answer(7, "DeleteSession", &SessionService::DeleteSession);
+  }
 
   Reactor* CreateSession(Context* context, const v1::CreateSessionRequest* request,
                          v1::CreateSessionResponse* response) override {
@@ -61,8 +71,6 @@ class SessionService final : public v1::SessionService::CallbackService {
                                 return handle(*env_, caller, *request, response);
                               });
   }
-
-  const RpcEnvironment* const env_;
 };
 
 }  // namespace

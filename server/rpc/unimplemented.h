@@ -8,8 +8,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "server/rpc/call.h"
 #include "server/rpc/environment.h"
+#include "server/rpc/stream_error.h"
 #include "server/rpc/unary_call.h"
 
 namespace mmfree {
@@ -29,19 +29,7 @@ template <typename Response>
 grpc::ServerWriteReactor<Response>* UnimplementedStream(const RpcEnvironment* env,
                                                         absl::string_view method,
                                                         grpc::CallbackServerContext* context) {
-  class Reactor final : public grpc::ServerWriteReactor<Response> {
-   public:
-    Reactor(const RpcEnvironment* env, absl::string_view method,
-            const grpc::CallbackServerContext& context)
-        : call_(env, method, context) {
-      this->Finish(call_.Finish(UnimplementedStatus(method)));
-    }
-    void OnDone() override { delete this; }
-
-   private:
-    Call call_;
-  };
-  return new Reactor(env, method, *context);
+  return StreamError<Response>(env, method, context, UnimplementedStatus(method));
 }
 
 }  // namespace mmfree
