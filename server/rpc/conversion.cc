@@ -3,12 +3,14 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/base/random.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/status.h"
+#include "server/sampling/dead_end.h"
 #include "server/scheduler/retry_after.h"
 
 namespace mmfree {
@@ -22,24 +24,41 @@ absl::StatusOr<std::shared_ptr<CompiledConstraint>> CompileConstraint(
     const v1::Constraint& constraint, ConstraintCache* cache) {
   using Kind = ConstraintCache::Kind;
   const auto compile =
-      [cache](Kind kind, absl::string_view field,
-              const std::string& text) -> absl::StatusOr<std::shared_ptr<CompiledConstraint>> {
+      [&](Kind kind,
+          const std::string& text) -> absl::StatusOr<std::shared_ptr<CompiledConstraint>> {
     absl::StatusOr<std::shared_ptr<CompiledConstraint>> compiled = cache->Compile(kind, text);
     if (compiled.ok()) return compiled;
-    return FieldError(compiled.status().code(), {{absl::StrCat("constraint.", field),
-                                                  std::string(compiled.status().message())}});
+    return FieldError(compiled.status().code(),
+                      {{ConstraintField(constraint), std::string(compiled.status().message())}});
   };
   switch (constraint.kind_case()) {
     case v1::Constraint::kRegex:
-      return compile(Kind::kRegex, "regex", constraint.regex());
+      return compile(Kind::kRegex, constraint.regex());
     case v1::Constraint::kGrammar:
-      return compile(Kind::kGrammar, "grammar", constraint.grammar());
+      return compile(Kind::kGrammar, constraint.grammar());
     case v1::Constraint::kJsonSchema:
-      return compile(Kind::kJsonSchema, "json_schema", constraint.json_schema());
+      return compile(Kind::kJsonSchema, constraint.json_schema());
     case v1::Constraint::KIND_NOT_SET:
       break;
   }
   return nullptr;
+}
+
+FieldViolation ToViolation(Exclusion exclusion, absl::string_view constraint_field) {
+  switch (exclusion) {
+    case Exclusion::kConstraint:
+      return {std::string(constraint_field), "no token is left to choose from at this point"};
+    case Exclusion::kBounds:
+      return {std::string(constraint_field),
+              "can be read in too many ways at this point to know which tokens can follow"};
+    case Exclusion::kAllowedIds:
+      return {"sampling.allowed_token_ids", "has none of the tokens that can follow"};
+    case Exclusion::kBannedIds:
+      return {"sampling.banned_token_ids", "has all the tokens that can follow"};
+    case Exclusion::kStopTokens:
+      return {"stopping.stop_token_ids", "has all the tokens that can follow"};
+  }
+  return {};
 }
 
 RequestSampler::Options ToSamplerOptions(const v1::GenerateRequest& request) {
@@ -265,6 +284,30 @@ void ToProto(const SampledToken& token, v1::TokenLogprob* out) {
 std::string RequestIdOr(absl::string_view request_id) {
   if (!request_id.empty()) return std::string(request_id);
   return absl::StrFormat("%016x", SystemRandomBits());
+}
+
+std::string ConstraintField(const v1::Constraint& constraint) {
+  switch (constraint.kind_case()) {
+    case v1::Constraint::kRegex:
+      return "constraint.regex";
+    case v1::Constraint::kGrammar:
+      return "constraint.grammar";
+    case v1::Constraint::kJsonSchema:
+      return "constraint.json_schema";
+    case v1::Constraint::KIND_NOT_SET:
+      break;
+  }
+  return "constraint";
+}
+
+absl::Status WithExcludingFields(absl::Status status, absl::string_view constraint_field) {
+  const std::vector<Exclusion> exclusions = TakeExclusions(&status);
+  if (exclusions.empty()) return status;
+  std::vector<FieldViolation> violations;
+  for (const Exclusion exclusion : exclusions) {
+    violations.push_back(ToViolation(exclusion, constraint_field));
+  }
+  return FieldError(status.code(), violations);
 }
 
 absl::Status WithEngineRetryDelay(absl::Status status, const Engine& engine) {

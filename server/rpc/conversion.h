@@ -54,6 +54,12 @@ void ToProto(const SampledToken& token, v1::TokenLogprob* out);
 // `request_id` when given, otherwise a random one.
 std::string RequestIdOr(absl::string_view request_id);
 
+// The field of a request's constraint, as errors name it.
+std::string ConstraintField(const v1::Constraint& constraint);
+
+// Gives an engine's error of a draw without choices the fields that left none.
+absl::Status WithExcludingFields(absl::Status status, absl::string_view constraint_field);
+
 // Gives an engine's RESOURCE_EXHAUSTED and UNAVAILABLE their RetryInfo.
 absl::Status WithEngineRetryDelay(absl::Status status, const Engine& engine);
 

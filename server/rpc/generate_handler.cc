@@ -113,18 +113,20 @@ class GenerateReactor final : public grpc::ServerWriteReactor<v1::GenerateRespon
     const int64_t context_tokens = turn == nullptr ? 0 : turn->start().token_count;
     const size_t pending_tokens = turn == nullptr ? 0 : turn->start().pending.size();
     const v1::ResponseOptions& response = request_->response();
-    const GenerationStream::Options options = {.request_id = request->request_id,
-                                               .seed = request->sampling.seed,
-                                               .return_token_ids = response.return_token_ids(),
-                                               .logprobs = response.logprobs(),
-                                               .cumulative_logprob = request_->has_best_of(),
-                                               .prompt_logprobs = response.prompt_logprobs(),
-                                               .echo = response.echo(),
-                                               .input_begin = pending_tokens,
-                                               .input_starts_text = !continues,
-                                               .context_tokens = context_tokens,
-                                               .starts_text = starts_text,
-                                               .text = ToTextOptions(request_->stopping())};
+    const GenerationStream::Options options = {
+        .request_id = request->request_id,
+        .seed = request->sampling.seed,
+        .return_token_ids = response.return_token_ids(),
+        .logprobs = response.logprobs(),
+        .cumulative_logprob = request_->has_best_of(),
+        .prompt_logprobs = response.prompt_logprobs(),
+        .echo = response.echo(),
+        .input_begin = pending_tokens,
+        .input_starts_text = !continues,
+        .context_tokens = context_tokens,
+        .starts_text = starts_text,
+        .constraint_field = ConstraintField(request_->constraint()),
+        .text = ToTextOptions(request_->stopping())};
     std::shared_ptr<TextStop> stop;
     if (options.text.stop_strings != nullptr) {
       stop =

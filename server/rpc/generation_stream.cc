@@ -160,7 +160,8 @@ void GenerationStream::Pump() {
 
 void GenerationStream::End(const absl::StatusOr<GenerationResult>& result, bool client_gone) {
   if (!result.ok()) {
-    writer_->Finish(WithEngineRetryDelay(result.status(), *engine_));
+    writer_->Finish(WithEngineRetryDelay(
+        WithExcludingFields(result.status(), options_.constraint_field), *engine_));
     return;
   }
   if (client_gone) {

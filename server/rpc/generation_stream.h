@@ -69,6 +69,7 @@ class GenerationStream final : public GenerationSink, public EventSource {
     bool starts_text = true;     // the output is the start of all text
     bool announce = true;        // send `started`
     uint32_t candidate = 0;
+    std::string constraint_field;  // what errors name
     OutputText::Options text;
   };
 

@@ -20,6 +20,10 @@ using Sequence = Grammar::Sequence;
 constexpr int64_t kUsualLimit = 999'999'999'999'999;  // what binary64 keeps, and so all readers
 constexpr int64_t kLargestLimit = 999'999'999'999'999'999;  // what the integers' grammars can have
 constexpr int64_t kBeyond = kLargestLimit + 1;
+// Readers that have binary64 alone divide no more than this exactly.
+constexpr int64_t kLargestMultiple = (int64_t{1} << 53) - 1;
+
+int64_t LargestLimit(int32_t divisor) { return divisor == 1 ? kLargestLimit : kLargestMultiple; }
 
 // A bound's keyword: null when it is absent.
 absl::StatusOr<const ExactJson*> NumberAt(const ExactJson& schema, const char* key) {
@@ -88,7 +92,7 @@ absl::StatusOr<int32_t> DivisorOf(const ExactJson& schema) {
 
 std::optional<Sequence> IntegersWithin(int64_t first, int64_t last, int32_t divisor,
                                        Grammar* grammar) {
-  for (const int64_t limit : {kUsualLimit, kLargestLimit}) {
+  for (const int64_t limit : {kUsualLimit, LargestLimit(divisor)}) {
     const int64_t from = std::max(first, -limit);
     const int64_t to = std::min(last, limit);
     if (from > to) continue;
@@ -105,8 +109,11 @@ absl::StatusOr<std::optional<Sequence>> Integers(const Bounds& bounds, int32_t d
   const int64_t first = bounds.first();
   const int64_t last = bounds.last();
   std::optional<Sequence> integers = IntegersWithin(first, last, divisor, grammar);
-  if (!integers.has_value() && first <= last && (first < -kLargestLimit || last > kLargestLimit)) {
-    return absl::UnimplementedError("an integer of more than 18 digits is not supported");
+  const int64_t limit = LargestLimit(divisor);
+  if (!integers.has_value() && first <= last && (first < -limit || last > limit)) {
+    return absl::UnimplementedError(divisor == 1
+                                        ? "an integer of more than 18 digits is not supported"
+                                        : "a multiple beyond 2^53 is not supported");
   }
   return integers;
 }

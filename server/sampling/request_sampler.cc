@@ -1,5 +1,7 @@
 #include "server/sampling/request_sampler.h"
 
+#include <algorithm>
+
 namespace mmfree {
 namespace {
 
@@ -54,6 +56,42 @@ TokenDraw RequestSampler::Draw(const SamplingParams& params) const {
   draw.logprobs = options.logprobs;
   draw.top_logprobs = options.top_logprobs;
   return draw;
+}
+
+std::vector<Exclusion> RequestSampler::WhyNothing(const SamplingParams& params) const {
+  const Options& options = rules_->options;
+  const TokenDraw draw = Draw(params);
+  if (draw.nothing) return {Exclusion::kBounds};
+  std::vector<Exclusion> exclusions;
+  std::vector<Exclusion> others;
+  const auto add = [&](bool present, Exclusion exclusion, const auto& lift) {
+    if (!present) return;
+    TokenDraw without = draw;
+    lift(&without);
+    (ChoicesOf(without, rules_->vocab_size).First() >= 0 ? exclusions : others)
+        .push_back(exclusion);
+  };
+  const auto without_ids = [&](bool allowed) {
+    return [this, allowed](TokenDraw* d) {
+      Options rest = rules_->options;
+      (allowed ? rest.allowed : rest.banned).clear();
+      d->allowed = AllowedIds(rest, rules_->vocab_size);
+    };
+  };
+  add(!options.allowed.empty(), Exclusion::kAllowedIds, without_ids(true));
+  add(!options.banned.empty(), Exclusion::kBannedIds, without_ids(false));
+  const bool would_go_on = std::any_of(draw.ends.begin(), draw.ends.end(), [&draw](int32_t id) {
+    return draw.constraint != nullptr && draw.constraint->Has(id);
+  });
+  add(would_go_on && !draw.may_end, Exclusion::kStopTokens, [](TokenDraw* d) { d->ends = {}; });
+  // Several at once, if there is a token that goes on at all.
+  TokenDraw alone = draw;
+  alone.allowed = nullptr;
+  alone.ends = {};
+  alone.banned = {};
+  if (exclusions.empty() && ChoicesOf(alone, rules_->vocab_size).First() >= 0) exclusions = others;
+  if (constraint_.has_value()) exclusions.insert(exclusions.begin(), Exclusion::kConstraint);
+  return exclusions;
 }
 
 SampledToken RequestSampler::Sample(absl::Span<const float> logits, const SamplingParams& params,

@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "server/backends/backend.h"
 #include "server/sampling/constraint.h"
+#include "server/sampling/dead_end.h"
 #include "server/sampling/filters.h"
 #include "server/sampling/penalties.h"
 #include "server/sampling/token_draw.h"
@@ -60,6 +61,10 @@ class RequestSampler final : public TokenSampler {
 
   // Whether a token was appended that the constraint excludes: nothing can follow.
   bool dead() const { return constraint_.has_value() && constraint_->dead(); }
+
+  // Why a draw with these params has no choices: the constraint, and what else, taken away alone,
+  // would leave some; where it takes several, all that there are.
+  std::vector<Exclusion> WhyNothing(const SamplingParams& params) const;
 
   // One that goes on from here by itself.
   std::unique_ptr<RequestSampler> Clone() const { return std::make_unique<RequestSampler>(*this); }

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/sampling/dead_end.h"
 #include "server/scheduler/step_loop.h"
 
 namespace mmfree {
@@ -77,9 +78,12 @@ absl::Status StepLoop::TakeBackRejected(RequestState* request) {
 
 void StepLoop::Emit(RequestState* request, const SampledToken& token, absl::Time now) {
   if (token.token < 0) {
-    Fail(request,
-         absl::InvalidArgumentError("sampling: no token is left to choose from at this point"),
-         now);
+    absl::Status status =
+        absl::InvalidArgumentError("sampling: no token is left to choose from at this point");
+    if (request->sampler != nullptr) {
+      SetExclusions(request->sampler->WhyNothing(request->sampling), &status);
+    }
+    Fail(request, status, now);
     return;
   }
   if (request->emitted == 0) {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Generated JSON parses and validates: random schemas and seeds against a real server.
+"""Constrained outputs conform: random schemas, expressions and seeds against a real server.
 
-The judge is the jsonschema package, which knows nothing of ours. Exits with 77 (skipped) where
-grpcio-tools or jsonschema is not installed.
+The judges are the jsonschema package and re, which know nothing of ours. Exits with 77 (skipped)
+where grpcio-tools or jsonschema is not installed.
 """
 
 import concurrent.futures
@@ -20,18 +20,19 @@ except ImportError as error:
 import live_server
 
 SCHEMAS = 300
+EXPRESSIONS = 200
 MAX_NEW_TOKENS = 250
 WORDS = ["name", "age", "colour", "a b", "naïve", "id", "x/y", "~z", 'quo"te', "list"]
 
 
 def random_value(r):
-    return r.choice([None, True, 0, -17, 3.5, "", "two words", 'a "quoted" \\ naïve \n text',
-                     [1, "x"], {"k": [False]}])
+    return r.choice([None, True, 0, -17, 3.5, 1.0, 2**53 + 1, -3 * 10**25, 1.5e300, "", "two words",
+                     'a "quoted" \\ naïve \n text', [1, "x"], {"k": [False]}])
 
 
 def random_schema(r, depth=0):
     kinds = ["string", "pattern", "integer", "number", "decimal", "boolean", "null", "enum", "const",
-             "multiple", "set", "types"]
+             "multiple", "set", "types", "large"]
     if depth < 3:
         kinds += ["object", "object", "map", "array", "tuple", "anyOf", "oneOf", "union", "ref"]
     kind = r.choice(kinds)
@@ -59,6 +60,10 @@ def random_schema(r, depth=0):
         if r.random() < 0.3:
             del schema[r.choice(list(schema)[1:])]
         return schema
+    if kind == "large":
+        low = r.choice([10**15, 1e15, 2**53, -10**16])
+        return {"type": r.choice(["integer", "number"]), r.choice(["minimum", "exclusiveMinimum"]): low,
+                "maximum": low + r.choice([1, 17, 10**15])}
     if kind == "union":
         tags = r.sample(range(100), 4)
         return {"oneOf": [
@@ -104,7 +109,7 @@ def random_schema(r, depth=0):
     if kind == "oneOf":
         return {"oneOf": [{"type": "boolean"}, {"type": "string", "maxLength": 4}]}
     if kind == "ref":
-        return {"$ref": "#/$defs/tree"}
+        return {"$ref": "#/$defs/a%20~1tree"}
     return {"type": kind, "description": "of a type alone"}
 
 
@@ -112,9 +117,9 @@ def make_schema(r):
     schema = random_schema(r)
     tree = {"type": "object", "required": ["leaf"], "additionalProperties": False,
             "properties": {"leaf": {"type": "integer", "minimum": 0, "maximum": 9},
-                           "more": {"type": "array", "items": {"$ref": "#/$defs/tree"},
+                           "more": {"type": "array", "items": {"$ref": "#/$defs/a%20~1tree"},
                                     "maxItems": 2}}}
-    return {"$defs": {"tree": tree}, "allOf": [schema]}
+    return {"$defs": {"a /tree": tree}, "allOf": [schema]}
 
 
 def generate(stub, pb, text, constraint, seed):
@@ -145,6 +150,41 @@ def check_schema(stub, pb, seed):
     return True
 
 
+# What \\s is to ECMA-262.
+SPACES = "\\t-\\r \\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000\\ufeff"
+CLASSES = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]",
+           r"\s": f"[{SPACES}]", r"\S": f"[^{SPACES}]", ".": r"[^\n\r\u2028\u2029]"}
+
+
+def random_expression(r, depth=0):
+    """A regular expression, and the same as re writes it."""
+    kind = r.choice(["text", "class", "set"] + 3 * ["join", "either", "repeat"] * (depth < 4))
+    if kind == "text":
+        return 2 * (r.choice(["a", "b", "0", "_", "-", " ", "é", "😀", "\\.", "\\x41"]),)
+    if kind == "class":
+        return r.choice(list(CLASSES.items()))
+    if kind == "set":
+        start, items = r.choice(["[", "[^"]), r.sample(["a-f", "0", "é", "_", r"\s"], 2)
+        ours = start + "".join(items) + "]"
+        return ours, ours.replace(r"\s", SPACES)
+    parts = [random_expression(r, depth + 1) for _ in range(1 if kind == "repeat" else 3)]
+    if kind == "join":
+        return tuple("".join(written) for written in zip(*parts))
+    if kind == "either":
+        return tuple("(" + "|".join(written) + ")" for written in zip(*parts))
+    count = r.choice(["*", "+", "?", "{2}", "{1,}", "{0,3}", "*?"])
+    return tuple(f"(?:{written}){count}" for written in parts[0])
+
+
+def check_expression(stub, pb, seed):
+    ours, theirs = random_expression(random.Random(seed))
+    output, reason = generate(stub, pb, "Once", {"regex": ours}, seed)
+    if reason == pb.FINISH_REASON_LENGTH:
+        return False
+    assert re.fullmatch(theirs, output), f"seed {seed}: {ours!r} gave {output!r}"
+    return True
+
+
 def check_patterns(stub, pb):
     for seed, pattern in enumerate([r"[A-Z][a-z]+( [a-z]+){2}\.", r"\d{3}-\d{4}", r"(ha){2,5}!?"]):
         output, reason = generate(stub, pb, "Once", {"regex": pattern}, seed)
@@ -160,8 +200,11 @@ def main():
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         check_patterns(stub, pb)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            matched = list(pool.map(lambda seed: check_expression(stub, pb, seed),
+                                    range(EXPRESSIONS)))
             whole = list(pool.map(lambda seed: check_schema(stub, pb, seed), range(SCHEMAS)))
         # The others were cut at the length: a few may be, most must not.
+        assert sum(matched) > 0.6 * EXPRESSIONS, f"only {sum(matched)} of {EXPRESSIONS} were finished"
         assert sum(whole) > 0.9 * SCHEMAS, f"only {sum(whole)} of {SCHEMAS} were finished"
     print(f"{sum(whole)} of {SCHEMAS} outputs were finished, parsed and validated")
 
