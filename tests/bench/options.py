@@ -4,7 +4,7 @@ without it, in turns.
 
   build/release/bin/mmfree-pack --random=370m deploy/models/tales R370
   build/venv/bin/python tests/bench/options.py --server=build/release/bin/mmfree-server \\
-      --protos=proto --model=R370 --server_flag=--threads=1 [--streams=1] [--tokens=60] [--rounds=3]
+      --protos=proto --model=R370 --server_flag=--threads=1 [--streams=1] [--tokens=200] [--rounds=3]
 
 `ms` is of the best round, `more` what it is above that of a plain request in the same rounds: with
 one thread (others spin while they wait) it means something on a busy machine, too. All streams of a
@@ -20,12 +20,12 @@ import live_server
 
 SCHEMA = """{"type": "object", "required": ["name", "list"], "properties": {
     "name": {"type": "string", "minLength": 400}, "list": {"type": "array"}}}"""
-GRAMMAR = 'root ::= "(" (word | root)* ")"\\nword ::= [a-z]{1,9} " "'
+GRAMMAR = 'root ::= "(" (word | root)* ")"\nword ::= [a-z]{1,9} " "'
 
 
 def add_arguments(parser):
     parser.add_argument("--streams", type=int, default=1, help="requests at once")
-    parser.add_argument("--tokens", type=int, default=60, help="tokens of an output")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of an output")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
 
 
