@@ -82,12 +82,12 @@ Exercises FieldsTest::GenerateInputs() {
                    grpc::StatusCode::DATA_LOSS);
        }},
       {"state.checksum",
-       [=, this] {
+       [=] {
          EXPECT_EQ(code_of_state([](auto* s) { s->set_checksum(s->checksum() ^ 1); }),
                    grpc::StatusCode::DATA_LOSS);
        }},
       {"state.format_version",
-       [=, this] {
+       [=] {
          EXPECT_EQ(code_of_state([](auto* s) { s->set_format_version(99); }),
                    grpc::StatusCode::FAILED_PRECONDITION);
        }},
