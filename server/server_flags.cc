@@ -74,8 +74,10 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
   set->Add("cpu_isa", &flags->cpu_isa, "NAME",
            "auto (the best there is), scalar, avx2, avx_vnni, avx512,\navx512_gfni or amx; same "
            "results");
-  set->AddInteger("threads", &flags->threads, 0, 4096, "N",
-                  "CPU threads of a step (default 0: one a physical core)");
+  set->AddInteger(
+      "threads", &flags->threads, 0, 4096, "N",
+      "CPU threads of a step (default 0: one a physical core); fewer\nwhere other programs keep "
+      "cores busy");
   set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
   set->Add("numa", &flags->numa, "",
            "on several NUMA nodes, keep each CPU thread to one of them and\ncopy its weights there "

@@ -115,8 +115,8 @@ class KernelBench {
         [this](int thread) { Product(thread, model_.lm_head()); });
     add("greedy sampling", 0, tokens_ * model_.lm_head().rows,
         [this](int thread) { SampleRows(thread); });
-    add("barriers", 0, 4 * layers_ + 2, [this](int) {
-      for (int64_t i = 0; i < 4 * layers_ + 2; ++i) pool_->Barrier();
+    add("barriers", 0, 4 * layers_ + 2, [this](int thread) {
+      for (int64_t i = 0; i < 4 * layers_ + 2; ++i) pool_->Barrier(thread);
     });
     return reports;
   }

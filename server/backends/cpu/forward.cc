@@ -116,7 +116,7 @@ void Forward::Embed(int thread, const Chunk& chunk) {
                      static_cast<const uint8_t*>(embedding.data) + chunk.tokens[t] * row_bytes,
                      hidden_, h_ + t * ld_hidden_);
   }
-  pool_->Barrier();
+  pool_->Barrier(thread);
 }
 
 // h += o_proj(rms(g_proj(u), g_norm) * silu(state)), u = rms(h, attn_norm).
@@ -169,7 +169,7 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
       kernels_->scan(scan);
     }
   }
-  pool_->Barrier();
+  pool_->Barrier(thread);
 
   NormRows output = {};
   output.x = g_;
@@ -182,7 +182,7 @@ void Forward::Attention(int thread, const Chunk& chunk, int64_t layer) {
   output.layout = &hidden_layout_;
   Product(weights.o, slice, Quantize(thread, tokens, output), 0, h_ + slice.begin, ld_hidden_,
           true);
-  pool_->Barrier();
+  pool_->Barrier(thread);
 }
 
 // h += down_proj(silu(p) * r), (p, r) = gate_proj(rms(h, mlp_norm)).
@@ -216,7 +216,7 @@ void Forward::Mlp(int thread, const Chunk& chunk, int64_t layer) {
                        z_ + t * ld_intermediate_ + c);
     }
   }
-  pool_->Barrier();
+  pool_->Barrier(thread);
 
   NormRows output = {};
   output.x = z_;
@@ -229,7 +229,7 @@ void Forward::Mlp(int thread, const Chunk& chunk, int64_t layer) {
   const Range rows = Slice(hidden_, thread);
   Product(weights.down, rows, Quantize(thread, tokens, output), 0, h_ + rows.begin, ld_hidden_,
           true);
-  pool_->Barrier();
+  pool_->Barrier(thread);
 }
 
 // logits = lm_head(rms(h, model.norm)), at the positions asked for only.
@@ -250,12 +250,12 @@ void Forward::Head(int thread, const Chunk& chunk) {
     input.layout = count == kHeadRows ? &head_layout_ : &last_head_layout_;
     Product(weights_.lm_head, slice, Quantize(thread, count, input), 0, logits_ + slice.begin,
             ld_vocab_, false);
-    pool_->Barrier();
+    pool_->Barrier(thread);
     for (int32_t i = thread; i < count; i += pool_->size()) {
       Emit(chunk.outputs[first + i],
            absl::MakeSpan(logits_ + i * ld_vocab_, static_cast<size_t>(vocab_)));
     }
-    if (first + count < outputs) pool_->Barrier();  // the logits are overwritten
+    if (first + count < outputs) pool_->Barrier(thread);  // the logits are overwritten
   }
 }
 
@@ -319,7 +319,7 @@ Forward::Codes Forward::Quantize(int thread, int32_t tokens, const NormRows& row
     for (int32_t row = begin; row < end; ++row) {
       QuantizeRow(rows, row, panel, sums, factors, row);
     }
-    pool_->Barrier();
+    pool_->Barrier(thread);
   }
   Codes codes;
   std::copy_n(panel, 3, codes.panel);

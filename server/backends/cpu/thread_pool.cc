@@ -49,10 +49,27 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::WaitWhile(const Word& word, uint32_t old) {
+bool ThreadPool::SharesProcessor(int index) {
+  std::atomic<int>& own = processors_[static_cast<size_t>(index)];
+  const int processor = sched_getcpu();
+  // Most often the same: threads that only read what they share do not wait for each other.
+  if (own.load(std::memory_order_relaxed) != processor) {
+    own.store(processor, std::memory_order_relaxed);
+  }
+  return std::any_of(processors_.begin(), processors_.end(),
+                     [&own, processor](const std::atomic<int>& other) {
+                       return &other != &own && other.load(std::memory_order_relaxed) == processor;
+                     });
+}
+
+void ThreadPool::WaitWhile(const Word& word, uint32_t old, int index) {
+  if (word.value.load(std::memory_order_acquire) != old) return;
+  const bool shares = SharesProcessor(index);
+  const int looks = shares ? 1 : 64;
   const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
   do {
-    for (int i = 0; i < 64; ++i) {
+    if (shares) sched_yield();
+    for (int i = 0; i < looks; ++i) {
       if (word.value.load(std::memory_order_acquire) != old) return;
       Pause();
     }
@@ -60,7 +77,7 @@ void ThreadPool::WaitWhile(const Word& word, uint32_t old) {
   word.value.wait(old, std::memory_order_acquire);
 }
 
-void ThreadPool::Barrier() {
+void ThreadPool::Barrier(int index) {
   if (workers_.empty()) return;
   const uint32_t generation = barrier_generation_.value.load(std::memory_order_acquire);
   if (arrived_.value.fetch_add(1, std::memory_order_acq_rel) == workers_.size()) {
@@ -69,7 +86,7 @@ void ThreadPool::Barrier() {
     barrier_generation_.value.notify_all();
     return;
   }
-  WaitWhile(barrier_generation_, generation);
+  WaitWhile(barrier_generation_, generation, index);
 }
 
 void ThreadPool::Spread(int index) {
@@ -104,18 +121,18 @@ void ThreadPool::Run(absl::FunctionRef<void(int)> task) {
     run_.value.notify_all();
   }
   task(0);
-  Barrier();  // all parts are done
+  Barrier(0);  // all parts are done
   BindTo(before);
 }
 
 void ThreadPool::WorkerLoop(int index) {
   BindTo(homes_[static_cast<size_t>(index)]);
   for (uint32_t seen = 0;; ++seen) {
-    WaitWhile(run_, seen);
+    WaitWhile(run_, seen, index);
     if (stop_) return;
     Spread(index);
     (*task_)(index);
-    Barrier();
+    Barrier(index);
   }
 }
 

@@ -18,7 +18,8 @@ namespace mmfree::cpu {
 //
 // Threads that wait for each other run in turns when the system has two of them on one processor,
 // which it may not mend for seconds. So each looks before a task where the others are, and moves
-// when it shares a processor and another is free.
+// when it shares a processor and another is free. While it shares one all the same, as with more
+// threads than processors, it does not spin but yields to the other.
 //
 // Run is for one caller at a time.
 class ThreadPool {
@@ -38,8 +39,8 @@ class ThreadPool {
   // all have returned.
   void Run(absl::FunctionRef<void(int)> task);
 
-  // Within a task: returns once every thread has called it as often.
-  void Barrier();
+  // Within a task, on thread `index`: returns once every thread has called it as often.
+  void Barrier(int index);
 
  private:
   // A word that threads wait on, alone in its cache line.
@@ -47,8 +48,10 @@ class ThreadPool {
     std::atomic<uint32_t> value{0};
   };
 
-  // Blocks while `word` holds `old`.
-  static void WaitWhile(const Word& word, uint32_t old);
+  // Blocks the thread while `word` holds `old`.
+  void WaitWhile(const Word& word, uint32_t old, int index);
+  // Notes where the thread is. True when another was there when it last did.
+  bool SharesProcessor(int index);
   void WorkerLoop(int index);
   // Notes where the thread is, and moves it if need be.
   void Spread(int index);
@@ -61,7 +64,7 @@ class ThreadPool {
   bool stop_ = false;
   const std::vector<Processors> homes_;
   const Processors allowed_;                  // what an empty home stands for
-  std::vector<std::atomic<int>> processors_;  // of each thread as its last task began
+  std::vector<std::atomic<int>> processors_;  // of each thread as it last began a task or a wait
   std::vector<std::thread> workers_;
 };
 

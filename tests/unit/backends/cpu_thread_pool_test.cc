@@ -1,3 +1,6 @@
+#include <time.h>
+
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -30,9 +33,9 @@ TEST(ThreadPoolTest, NothingPassesABarrierBeforeAllHaveReachedIt) {
     pool.Run([&](int thread) {
       for (int round = 1; round <= kRounds; ++round) {
         round_of[static_cast<size_t>(thread)] = round;
-        pool.Barrier();
+        pool.Barrier(thread);
         for (int seen : round_of) wrong += seen != round;
-        pool.Barrier();
+        pool.Barrier(thread);
       }
     });
     EXPECT_EQ(wrong, 0);
@@ -59,6 +62,28 @@ TEST(ThreadPoolTest, ThreadsKeepToTheirHomesAndTheCallerOnlyWithinATask) {
   EXPECT_EQ(seen[1], homes[1]);
   EXPECT_EQ(seen[2], allowed);
   EXPECT_EQ(AllowedProcessors(), allowed);
+}
+
+double ProcessSeconds() {
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// Spinning, each wait would take 50 us of the processor that the other thread needs.
+TEST(ThreadPoolTest, ThreadsOnOneProcessorYieldToEachOther) {
+  constexpr int kBarriers = 2000;
+  const Processors one = {AllowedProcessors().front()};
+  ThreadPool pool({one, one});
+  double least = kBarriers;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const double before = ProcessSeconds();
+    pool.Run([&](int thread) {
+      for (int i = 0; i < kBarriers; ++i) pool.Barrier(thread);
+    });
+    least = std::min(least, ProcessSeconds() - before);
+  }
+  EXPECT_LT(least, kBarriers * 25e-6);
 }
 
 TEST(ThreadPoolTest, AnUnusedPoolStops) { ThreadPool pool(4); }
