@@ -63,6 +63,7 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
   if (plan.variants_.empty()) return plan;
   if (kernels == Kernels::kAuto) {
     plan.LimitToQuicker(config);
+    if (plan.max_rows_ == 0) return ClusterPlan();
   } else {
     plan.max_rows_ = std::numeric_limits<int32_t>::max();
   }
@@ -76,10 +77,13 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
 // of the whole device for every product.
 void ClusterPlan::LimitToQuicker(const ModelConfig& config) {
   const auto rows_at_once = [](const ClusterDecodeArgs& args) { return args.rows * args.clusters; };
-  min_rows_ = config.hidden_size <= 1024 ? 2 : 3;
-  max_rows_ = rows_at_once(config.hidden_size <= 2048 ? variants_.back() : variants_.front());
-  // Nothing larger was measured.
-  if (config.hidden_size > 2560) max_rows_ = 0;
+  if (config.hidden_size <= 1024) {
+    min_rows_ = 2;
+    max_rows_ = rows_at_once(variants_.back());
+  } else if (config.hidden_size <= 2048) {
+    min_rows_ = 3;
+    max_rows_ = rows_at_once(variants_.front());
+  }
 }
 
 // Gathers each block's columns of each layer's vectors.

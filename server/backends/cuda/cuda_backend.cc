@@ -193,7 +193,7 @@ absl::Status CudaBackend::Initialize(const Model& model) {
   context.overlap = device.compute_capability >= 90;
   context.num_sms = device.num_sms;
   context.shared_bytes_per_block = device.shared_bytes_per_block;
-  context.hopper = device.hopper;
+  context.hopper = device.hopper && options_.kernels != CudaBackendOptions::Kernels::kGeneric;
   const DeviceDraws::Sizes draw_sizes = {config_.vocab_size, options_.num_slots,
                                          options_.max_step_tokens};
   MMFREE_RETURN_IF_ERROR(
@@ -230,8 +230,7 @@ absl::Status CudaBackend::Initialize(const Model& model) {
       plan_, DecodePlan::Create(config_, model_, workspace_, options_.kernels, context));
   MMFREE_ASSIGN_OR_RETURN(
       clusters_, ClusterPlan::Create(config_, model_, workspace_, options_.kernels, context));
-  forward_ = std::make_unique<Forward>(config_, model_, workspace_, plan_, clusters_,
-                                       options_.kernels, context);
+  forward_ = std::make_unique<Forward>(config_, model_, workspace_, plan_, clusters_, context);
 
   info_.name = "cuda";
   info_.description =

@@ -28,7 +28,7 @@ struct CudaBackendOptions {
   // Which kernels multiply. Every choice gives the same bits; kAuto picks by batch and device.
   enum class Kernels : uint8_t {
     kAuto,
-    kGeneric,     // mma.sync for any number of tokens, norms apart: every supported device
+    kGeneric,     // what every supported device can run, whatever the batch: mma.sync, norms apart
     kWide,        // the tuned products for many tokens whatever the batch (wgmma, compute 9.0)
     kDecode,      // norms fused with mma.sync products whenever the step is small enough
     kPersistent,  // the same, all of them in one kernel where the device holds it

@@ -33,8 +33,7 @@ QuantizeArgs Forward::Norm(NormKind kind, int64_t cols, int32_t stride) const {
 }
 
 cudaError_t Forward::Product(const GemmArgs& args) const {
-  const bool generic = kernels_ == CudaBackendOptions::Kernels::kGeneric || !context_.hopper;
-  return generic ? LaunchGemmMma(args, context_) : LaunchGemmWgmma(args, context_);
+  return context_.hopper ? LaunchGemmWgmma(args, context_) : LaunchGemmMma(args, context_);
 }
 
 cudaError_t Forward::AttentionBlock(const DeviceLayer& layer, float* states, float* kept,

@@ -29,14 +29,12 @@ struct StepShape {
 class Forward {
  public:
   Forward(const ModelConfig& config, const DeviceModel& model, const Workspace& workspace,
-          const DecodePlan& plan, const ClusterPlan& clusters, CudaBackendOptions::Kernels kernels,
-          const LaunchContext& context)
+          const DecodePlan& plan, const ClusterPlan& clusters, const LaunchContext& context)
       : config_(config),
         model_(model),
         workspace_(workspace),
         plan_(plan),
         clusters_(clusters),
-        kernels_(kernels),
         context_(context) {}
 
   // Inputs from `host` (pinned) to the device, embeddings and all layers: leaves the residual
@@ -68,7 +66,6 @@ class Forward {
   const Workspace& workspace_;
   const DecodePlan& plan_;
   const ClusterPlan& clusters_;
-  CudaBackendOptions::Kernels kernels_;
   LaunchContext context_;
 };
 

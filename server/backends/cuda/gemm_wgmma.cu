@@ -53,18 +53,48 @@ template <typename T>
 struct Shared {
   uint64_t full[T::kStages];
   uint64_t empty[T::kStages];
-  RowMeta meta[T::kTokens];
+  RowMeta meta[2][T::kTokens];  // of a tile and the next
 };
 
-// Keeps the ring full. Weights do not depend on the previous kernel, so those of the first stages
-// are on their way before it has ended. One thread.
+// A tile of a product: where its rows and tokens begin.
+struct TilePlace {
+  int first_block;  // of 64 slots
+  int first_token;
+  int matrix;
+};
 template <typename T>
-__device__ __forceinline__ void Produce(const GemmArgs& args, const uint8_t* weights,
-                                        const int8_t* q, int row_blocks, uint32_t ring,
+__device__ __forceinline__ TilePlace PlaceOf(const GemmArgs& args, int tile) {
+  const int row_tiles = (args.weights.row_blocks + T::kRowBlocks - 1) / T::kRowBlocks;
+  const int token_tiles = (args.max_tokens + T::kTokens - 1) / T::kTokens;
+  const int column = tile / row_tiles;
+  return {tile % row_tiles * T::kRowBlocks, column % token_tiles * T::kTokens,
+          column / token_tiles};
+}
+template <typename T>
+__host__ __device__ __forceinline__ int TilesOf(const GemmArgs& args) {
+  return static_cast<int>(CeilDiv(args.weights.row_blocks, T::kRowBlocks) *
+                          CeilDiv(args.max_tokens, T::kTokens) * args.weights.matrices);
+}
+
+// Keeps the ring full, over all of a block's tiles. Weights do not depend on the previous kernel,
+// so those of the first stages are on their way before it has ended. One thread.
+template <typename T>
+__device__ __forceinline__ void Produce(const GemmArgs& args, int tiles, uint32_t ring,
                                         const Shared<T>& shared) {
   const int k_blocks = args.weights.k_blocks;
   const int64_t block_stride = int64_t{args.stride} * kColumnBlock;
   const int64_t row_stride = int64_t{k_blocks} * kBlockBytes;
+  int row_blocks = 0;
+  const uint8_t* weights = nullptr;
+  const int8_t* q = nullptr;
+  const auto go_to = [&](int tile) {
+    const TilePlace place = PlaceOf<T>(args, tile);
+    row_blocks = min(T::kRowBlocks, args.weights.row_blocks - place.first_block);
+    weights = args.weights.codes +
+              (int64_t{place.matrix} * args.weights.row_blocks + place.first_block) * row_stride;
+    q = args.q +
+        (int64_t{place.matrix} * k_blocks * args.stride + place.first_token) * kColumnBlock;
+  };
   const auto load_weights = [&](int k_block, int stage) {
     const uint32_t full = SharedAddress(&shared.full[stage]);
     BarrierArriveExpect(full, T::kTokenBytes + row_blocks * kBlockBytes);
@@ -78,15 +108,23 @@ __device__ __forceinline__ void Produce(const GemmArgs& args, const uint8_t* wei
     BulkCopy(ring + stage * T::kStageBytes, q + k_block * block_stride, T::kTokenBytes,
              SharedAddress(&shared.full[stage]));
   };
+  go_to(blockIdx.x);
   const int first = min(T::kStages, k_blocks);
   for (int k_block = 0; k_block < first; ++k_block) load_weights(k_block, k_block);
   WaitForPrevious();
   for (int k_block = 0; k_block < first; ++k_block) load_tokens(k_block, k_block);
-  for (int k_block = first; k_block < k_blocks; ++k_block) {
-    const int stage = k_block % T::kStages;
-    BarrierWait(SharedAddress(&shared.empty[stage]), (k_block / T::kStages - 1) & 1);
-    load_weights(k_block, stage);
-    load_tokens(k_block, stage);
+  int filled = first;  // stages, of all tiles
+  int k_block = first;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, k_block = 0) {
+    if (tile != static_cast<int>(blockIdx.x)) go_to(tile);
+    for (; k_block < k_blocks; ++k_block, ++filled) {
+      const int stage = filled % T::kStages;
+      if (filled >= T::kStages) {
+        BarrierWait(SharedAddress(&shared.empty[stage]), (filled / T::kStages - 1) & 1);
+      }
+      load_weights(k_block, stage);
+      load_tokens(k_block, stage);
+    }
   }
 }
 
@@ -96,31 +134,42 @@ struct Place {
   int lane;
   int row_group;
   int split;
-  int first_block;  // of the block's rows
-  int first_token;
-  int matrix;
+};
+
+// The stage that a consumer reads next.
+template <typename T>
+struct RingPlace {
+  int stage;
+  uint32_t parity;
+
+  __device__ __forceinline__ void Advance() {
+    stage += T::kSplit;
+    if (stage < T::kStages) return;
+    stage -= T::kStages;
+    parity ^= 1;
+  }
 };
 
 // Finishes a warp's sums (what FinishToken of epilogue.cuh does, in batches): residuals of a batch
 // are read before any value is written, and divisions overlap.
 template <typename T, Epilogue kEpilogue, int kSums>
 __device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
-                                       const Shared<T>& shared,
+                                       const TilePlace& tile, const RowMeta* metas,
                                        const int32_t (&acc)[T::kBlocks][kSums]) {
   constexpr int kOwnTiles = T::kTokens / 8 / T::kSplit;
   constexpr int kBatch = kOwnTiles < 4 ? kOwnTiles : 4;  // tiles of eight tokens, two of a thread
   constexpr int kSlotRows = kEpilogue == Epilogue::kSwiGlu ? 1 : 2;  // outputs of a slot pair
-  const float scale = args.weights.scale[place.matrix];
+  const float scale = args.weights.scale[tile.matrix];
   const int own_token = place.split * kOwnTiles * 8 + 2 * (place.lane % 4);
-  const int tokens = args.max_tokens - place.first_token - own_token;
+  const int tokens = args.max_tokens - tile.first_token - own_token;
 #pragma unroll
   for (int block = 0; block < T::kBlocks; ++block) {
-    const int row_block = place.first_block + place.row_group * T::kBlocks + block;
+    const int row_block = tile.first_block + place.row_group * T::kBlocks + block;
     const int64_t row =
         (int64_t{row_block} * 4 + place.warp % 4) * (8 * kSlotRows) + kSlotRows * (place.lane / 4);
     if (row_block >= args.weights.row_blocks || row >= args.ld) continue;
-    float* const out = args.out + place.matrix * args.matrix_stride +
-                       int64_t{place.first_token + own_token} * args.ld + row;
+    float* const out = args.out + tile.matrix * args.matrix_stride +
+                       int64_t{tile.first_token + own_token} * args.ld + row;
 #pragma unroll
     for (int base = 0; base < kOwnTiles; base += kBatch) {
       float a[kBatch * 2];
@@ -132,7 +181,7 @@ __device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
         if constexpr (kEpilogue == Epilogue::kResidual) {
           if (token < tokens) residual[i] = *reinterpret_cast<const float2*>(out + token * args.ld);
         }
-        const RowMeta meta = shared.meta[own_token + token];
+        const RowMeta meta = metas[own_token + token];
         const float factor = meta.out * scale;
         const int at = (base + i / 2) * 4 + i % 2;
         const float first = static_cast<float>(acc[block][at] - meta.code_sum);
@@ -160,30 +209,45 @@ __device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
   }
 }
 
+// Begins to copy what a tile's epilogue needs of its tokens: each consumer thread that of one.
+template <typename T>
+__device__ __forceinline__ void CopyMeta(const GemmArgs& args, const TilePlace& tile,
+                                         RowMeta* metas) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= T::kTokens || tile.first_token + thread >= args.max_tokens) return;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(SharedAddress(metas + thread)),
+               "l"(args.meta + int64_t{tile.matrix} * args.stride + tile.first_token + thread)
+               : "memory");
+}
+
 // The part of a block's product that one consumer thread's warpgroup computes and stores.
 template <typename T>
-__device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place, uint32_t ring,
-                                        Shared<T>& shared) {
+__device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place, int tile,
+                                        uint32_t ring, RowMeta* metas, Shared<T>& shared,
+                                        RingPlace<T>& at) {
   constexpr int kTiles = T::kTokens / 8;
   const int k_blocks = args.weights.k_blocks;
   // Blocks past the matrix read whatever the ring holds there; their sums are not stored.
   const uint32_t own_weights =
       ring + T::kTokenBytes + place.row_group * T::kBlocks * kBlockBytes + (threadIdx.x % 128) * 16;
+  CopyMeta<T>(args, PlaceOf<T>(args, tile), metas);
   int32_t acc[T::kBlocks][kTiles * 4] = {};
   uint4 words[T::kBlocks];
-  const auto load_words = [&](int k_block) {
-    const int stage = k_block % T::kStages;
-    BarrierWait(SharedAddress(&shared.full[stage]), (k_block / T::kStages) & 1);
+  const auto load_words = [&] {
+    BarrierWait(SharedAddress(&shared.full[at.stage]), at.parity);
 #pragma unroll
     for (int block = 0; block < T::kBlocks; ++block) {
-      words[block] = LoadShared16(own_weights + stage * T::kStageBytes + block * kBlockBytes);
+      words[block] = LoadShared16(own_weights + at.stage * T::kStageBytes + block * kBlockBytes);
     }
   };
 
-  if (place.split < k_blocks) load_words(place.split);
+  if (place.split < k_blocks) load_words();
+  int last_stage = 0;
 #pragma unroll 1
   for (int k_block = place.split; k_block < k_blocks; k_block += T::kSplit) {
-    const uint64_t tokens = TileDescriptor(ring + k_block % T::kStages * T::kStageBytes);
+    const int stage = at.stage;
+    const uint64_t tokens = TileDescriptor(ring + stage * T::kStageBytes);
+    at.Advance();
     // Two k-steps a group of wgmma: while one group runs, the next one's fragments are unpacked.
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -204,15 +268,19 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
         }
       }
       WgmmaCommit();
-      if (half == 1 && k_block + T::kSplit < k_blocks) load_words(k_block + T::kSplit);
+      if (half == 1 && k_block + T::kSplit < k_blocks) load_words();
       WgmmaWait<1>();
       // The wait above ended the previous stage's last group.
       if (half == 0 && k_block >= T::kSplit && place.lane == 0) {
-        BarrierArrive(SharedAddress(&shared.empty[(k_block - T::kSplit) % T::kStages]));
+        BarrierArrive(SharedAddress(&shared.empty[last_stage]));
       }
     }
+    last_stage = stage;
   }
   WgmmaWait<0>();
+  if (T::kSplit == 1 && place.lane == 0) BarrierArrive(SharedAddress(&shared.empty[last_stage]));
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
 #pragma unroll
   for (int block = 0; block < T::kBlocks; ++block) {
 #pragma unroll
@@ -224,7 +292,6 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
     constexpr int kHalf = kTiles / 2 * 4;
     constexpr int kStride = T::kConsumers / 2 * 4;
     const uint32_t exchange = ring + (threadIdx.x % (T::kConsumers / 2)) * 4;
-    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
       StoreShared4(exchange + (place.split * kHalf + i) * kStride,
@@ -240,11 +307,11 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
 
   switch (args.epilogue) {
     case Epilogue::kStore:
-      return Finish<T, Epilogue::kStore>(args, place, shared, acc);
+      return Finish<T, Epilogue::kStore>(args, place, PlaceOf<T>(args, tile), metas, acc);
     case Epilogue::kResidual:
-      return Finish<T, Epilogue::kResidual>(args, place, shared, acc);
+      return Finish<T, Epilogue::kResidual>(args, place, PlaceOf<T>(args, tile), metas, acc);
     case Epilogue::kSwiGlu:
-      return Finish<T, Epilogue::kSwiGlu>(args, place, shared, acc);
+      return Finish<T, Epilogue::kSwiGlu>(args, place, PlaceOf<T>(args, tile), metas, acc);
     case Epilogue::kRecurrence:
       break;
   }
@@ -260,9 +327,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   const uint32_t ring = (SharedAddress(dynamic_shared) + 1023) & ~1023u;
   // Uniform to the compiler too, as wgmma wants it.
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-  const int first_block = blockIdx.x * T::kRowBlocks;
-  const int first_token = blockIdx.y * T::kTokens;
-  const int matrix = blockIdx.z;
+  const int tiles = TilesOf<T>(args);
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::kStages; ++stage) {
@@ -276,43 +341,30 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
 
   if (warp >= T::kConsumers / 32) {
     if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == T::kConsumers) {
-      const int k_blocks = args.weights.k_blocks;
-      const int row_blocks = min(T::kRowBlocks, args.weights.row_blocks - first_block);
-      const uint8_t* const weights =
-          args.weights.codes +
-          (int64_t{matrix} * args.weights.row_blocks + first_block) * k_blocks * kBlockBytes;
-      const int8_t* const q =
-          args.q + (int64_t{matrix} * k_blocks * args.stride + first_token) * kColumnBlock;
-      Produce<T>(args, weights, q, row_blocks, ring, shared);
-    }
+    if (threadIdx.x == T::kConsumers) Produce<T>(args, tiles, ring, shared);
   } else {
     if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     // The residual stream and the row scales come from earlier kernels.
     WaitForPrevious();
-    if (threadIdx.x < T::kTokens && first_token + threadIdx.x < args.max_tokens) {
-      shared.meta[threadIdx.x] =
-          args.meta[int64_t{matrix} * args.stride + first_token + threadIdx.x];
-    }
-    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
     const int group = warp / 4;
-    const Place place = {warp,
-                         static_cast<int>(threadIdx.x % 32),
-                         group % T::kRowGroups,
-                         group / T::kRowGroups,
-                         first_block,
-                         first_token,
-                         matrix};
-    Consume<T>(args, place, ring, shared);
+    const Place place = {warp, static_cast<int>(threadIdx.x % 32), group % T::kRowGroups,
+                         group / T::kRowGroups};
+    RingPlace<T> at = {place.split, 0};
+    int parity = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, parity ^= 1) {
+      // Of the tile before the last, whose place it takes, all have finished that have begun here.
+      Consume<T>(args, place, tile, ring, shared.meta[parity], shared, at);
+    }
   }
 #endif
 }
 
 template <typename T>
 cudaError_t LaunchTile(const GemmArgs& args, const LaunchContext& context) {
-  const dim3 grid(static_cast<uint32_t>(CeilDiv(args.weights.row_blocks, T::kRowBlocks)),
-                  static_cast<uint32_t>(CeilDiv(args.max_tokens, T::kTokens)),
-                  args.weights.matrices);
+  // The halves of a split exchange their sums where the next tile would be loaded.
+  const int tiles = TilesOf<T>(args);
+  const int blocks = T::kSplit == 1 ? std::min(tiles, context.num_sms * T::kBlocksPerSm) : tiles;
+  const dim3 grid(static_cast<uint32_t>(blocks));
   return Launch<GemmWgmmaKernel<T>>(context, grid, dim3(T::kThreads), T::kSharedBytes, args);
 }
 
@@ -320,9 +372,7 @@ cudaError_t LaunchTile(const GemmArgs& args, const LaunchContext& context) {
 // multiprocessor twice run as a pair, and one of the pair alone is little faster.
 template <typename T>
 int64_t Estimate(const GemmArgs& args, const LaunchContext& context) {
-  const int64_t tiles = CeilDiv(args.weights.row_blocks, T::kRowBlocks) *
-                        CeilDiv(args.max_tokens, T::kTokens) * args.weights.matrices;
-  int64_t rounds = CeilDiv(tiles, context.num_sms);
+  int64_t rounds = CeilDiv(TilesOf<T>(args), context.num_sms);
   if (T::kRowGroups == 2 && T::kBlocksPerSm == 2) rounds = RoundUp(rounds, 2);
   return rounds * (T::kTileNs + int64_t{T::kBlockNs} * args.weights.k_blocks);
 }
@@ -343,8 +393,8 @@ cudaError_t LaunchBest(const GemmArgs& args, const LaunchContext& context) {
 
 cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context) {
   // blocks, row groups, split, tokens, stages, blocks an SM, ns a tile, ns a column block
-  return LaunchBest<Tile<1, 1, 2, 16, 8, 2, 350, 65>, Tile<1, 1, 2, 32, 8, 2, 570, 77>,
-                    Tile<1, 1, 2, 64, 8, 2, 1000, 109>, Tile<1, 2, 1, 64, 8, 2, 600, 235>,
+  return LaunchBest<Tile<1, 1, 2, 16, 24, 2, 350, 65>, Tile<1, 1, 2, 32, 16, 2, 570, 77>,
+                    Tile<1, 1, 2, 64, 10, 2, 1000, 109>, Tile<1, 2, 1, 64, 8, 2, 600, 235>,
                     Tile<1, 2, 1, 128, 5, 2, 3100, 380>, Tile<2, 2, 1, 128, 8, 1, 6500, 660>,
                     Tile<2, 2, 1, 160, 7, 1, 7500, 850>>(args, context);
 }

@@ -19,7 +19,8 @@ struct LaunchContext {
   bool overlap = false;
   int32_t num_sms = 0;
   int64_t shared_bytes_per_block = 0;  // what a kernel can opt in to
-  // wgmma and bulk copies are there (compute capability 9.0).
+  // wgmma and bulk copies may be used, and what was measured to be quicker where they are (compute
+  // capability 9.0).
   bool hopper = false;
 };
 
@@ -91,6 +92,10 @@ cudaError_t LaunchQuantize(const QuantizeArgs& args, int32_t max_rows,
                            const LaunchContext& context);
 // Longest row (cols) that LaunchQuantize takes on a device with this much shared memory a block.
 int64_t MaxQuantizeCols(int64_t shared_bytes);
+// quantize_row.cu: the same, for what LaunchQuantize leaves to it; padded_cols at most this.
+inline constexpr int32_t kMaxQuantizeRowCols = 8192;
+cudaError_t LaunchQuantizeRow(const QuantizeArgs& args, int32_t max_rows,
+                              const LaunchContext& context);
 
 // --- recurrence.cu
 

@@ -217,6 +217,13 @@ cudaError_t LaunchKind(const QuantizeArgs& args, int32_t max_rows, const LaunchC
                                        args.padded_cols * sizeof(float), args);
 }
 
+// As measured (decision 0208): quantize_row.cu ends a row sooner, but holds so many threads for it
+// that few long rows share a multiprocessor, which counts when there are many.
+bool RowsAreQuicker(const QuantizeArgs& args, int32_t max_rows, const LaunchContext& context) {
+  if (!context.hopper || args.padded_cols > kMaxQuantizeRowCols) return false;
+  return max_rows <= 512 || args.padded_cols <= (args.kind == NormKind::kOneNorm ? 5632 : 2048);
+}
+
 }  // namespace
 
 int64_t MaxQuantizeCols(int64_t shared_bytes) {
@@ -226,6 +233,7 @@ int64_t MaxQuantizeCols(int64_t shared_bytes) {
 
 cudaError_t LaunchQuantize(const QuantizeArgs& args, int32_t max_rows,
                            const LaunchContext& context) {
+  if (RowsAreQuicker(args, max_rows, context)) return LaunchQuantizeRow(args, max_rows, context);
   switch (args.kind) {
     case NormKind::kAttention:
       return LaunchKind<NormKind::kAttention>(args, max_rows, context);
