@@ -110,16 +110,17 @@ int Main() {
   Check(cudaGetDeviceProperties(&properties, 0));
   ProductBench bench(properties.multiProcessorCount);
   printf("us a launch, by tile shape (gemm_wgmma.cu)\n");
-  for (const std::string shape : {"370m", "2.7b"}) {
+  for (const std::string shape : {"370m", "1.3b", "2.7b", "13b"}) {
     const ModelConfig config = *ConfigForShape(shape);
     const int64_t dim = config.hidden_size;
     const int64_t channels = config.intermediate_size;
-    const std::vector<int32_t> batches = {16, 64, 128, 256, 512, 1024, 2048};
+    const std::vector<int32_t> batches = {16, 32, 64, 128, 256, 512, 1024, 2048};
     bench.Run({shape + " ifg", dim, dim, 3, Epilogue::kStore}, batches);
     bench.Run({shape + " o", dim, dim, 1, Epilogue::kResidual}, batches);
     bench.Run({shape + " gate", 2 * channels, dim, 1, Epilogue::kSwiGlu}, batches);
     bench.Run({shape + " down", dim, channels, 1, Epilogue::kResidual}, batches);
-    bench.Run({shape + " head", config.vocab_size, dim, 1, Epilogue::kStore}, {64, 256, 1024});
+    bench.Run({shape + " head", config.vocab_size, dim, 1, Epilogue::kStore},
+              {16, 64, 128, 256, 512, 1024});
   }
   return 0;
 }

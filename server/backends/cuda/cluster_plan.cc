@@ -29,13 +29,20 @@ bool LayersAreAlike(const std::vector<DeviceLayer>& layers, int64_t stride) {
   return true;
 }
 
+// As measured (decisions 0207, 0208): a block multiplies a sixteenth of a layer's weights, for the
+// rows of its own cluster only. The fewer weights, the sooner that costs less than what it saves, a
+// barrier of the whole device for every product.
+bool ClustersAreQuicker(const ModelConfig& config) { return config.hidden_size <= 1024; }
+
 }  // namespace
 
 absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const DeviceModel& model,
                                                 const Workspace& workspace, Kernels kernels,
                                                 const LaunchContext& context) {
   ClusterPlan plan;
-  if (kernels != Kernels::kAuto && kernels != Kernels::kCluster) return plan;
+  const bool wanted =
+      kernels == Kernels::kCluster || (kernels == Kernels::kAuto && ClustersAreQuicker(config));
+  if (!wanted) return plan;
   const std::vector<DeviceLayer>& layers = model.layers();
   const int64_t stride = layers.size() > 1 ? layers[1].ifg.codes - layers[0].ifg.codes : 0;
   if (!LayersAreAlike(layers, stride)) return plan;
@@ -62,8 +69,7 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
   }
   if (plan.variants_.empty()) return plan;
   if (kernels == Kernels::kAuto) {
-    plan.LimitToQuicker(config);
-    if (plan.max_rows_ == 0) return ClusterPlan();
+    plan.LimitToQuicker();
   } else {
     plan.max_rows_ = std::numeric_limits<int32_t>::max();
   }
@@ -72,18 +78,10 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
   return plan;
 }
 
-// As measured (decision 0207): a block multiplies a sixteenth of a layer's weights, for the rows of
-// its own cluster only. The fewer weights, the sooner that costs less than what it saves, a barrier
-// of the whole device for every product.
-void ClusterPlan::LimitToQuicker(const ModelConfig& config) {
-  const auto rows_at_once = [](const ClusterDecodeArgs& args) { return args.rows * args.clusters; };
-  if (config.hidden_size <= 1024) {
-    min_rows_ = 2;
-    max_rows_ = rows_at_once(variants_.back());
-  } else if (config.hidden_size <= 2048) {
-    min_rows_ = 3;
-    max_rows_ = rows_at_once(variants_.front());
-  }
+// As measured (decision 0207): to at least two rows, and those of one round.
+void ClusterPlan::LimitToQuicker() {
+  min_rows_ = 2;
+  max_rows_ = variants_.back().rows * variants_.back().clusters;
 }
 
 // Gathers each block's columns of each layer's vectors.

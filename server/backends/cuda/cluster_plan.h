@@ -32,7 +32,7 @@ class ClusterPlan {
   const ClusterDecodeArgs* For(int32_t rows) const;
 
  private:
-  void LimitToQuicker(const ModelConfig& config);
+  void LimitToQuicker();
   absl::Status MakeNorms(const DeviceModel& model, ClusterDecodeArgs* args);
 
   std::vector<ClusterDecodeArgs> variants_;  // by rising rows

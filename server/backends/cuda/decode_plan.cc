@@ -143,6 +143,12 @@ absl::StatusOr<DecodePlan> DecodePlan::Create(const ModelConfig& config, const D
     fits[rows - 1] = wanted && PlanPersistentDecode(for_rows.stages.data(),
                                                     static_cast<int32_t>(for_rows.stages.size()),
                                                     rows, context, &for_rows.persistent);
+    // As measured (decision 0208): the kernels for many rows, where they have wgmma, take two rows
+    // sooner than a kernel a stage does.
+    if (kernels == Kernels::kAuto && context.hopper && rows > 1 && !fits[rows - 1]) {
+      plan.max_rows_ = rows - 1;
+      break;
+    }
   }
   MMFREE_RETURN_IF_ERROR(plan.Upload(fits));
   return plan;

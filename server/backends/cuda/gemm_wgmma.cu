@@ -18,8 +18,8 @@ namespace mmfree::cuda {
 namespace {
 
 // kBlocks: 64-slot blocks a warpgroup; kRowGroups x kSplit warpgroups a block. A tile takes a
-// multiprocessor kTileNs + kBlockNs for every 128 columns (measured on an H200 with
-// cuda_product_bench, all multiprocessors busy).
+// multiprocessor kTileNs + kBlockNs for every 128 columns: fitted to what cuda_product_bench
+// measured on an H100, so that the quickest tile is chosen (decision 0208).
 template <int kBlocks_, int kRowGroups_, int kSplit_, int kTokens_, int kStages_, int kBlocksPerSm_,
           int kTileNs_, int kBlockNs_>
 struct Tile {
@@ -76,8 +76,24 @@ __host__ __device__ __forceinline__ int TilesOf(const GemmArgs& args) {
                           CeilDiv(args.max_tokens, T::kTokens) * args.weights.matrices);
 }
 
+// A stage of the ring, and the parity that its barriers have in this round.
+template <typename T>
+struct RingPlace {
+  int stage;
+  uint32_t parity;
+
+  template <int kBy>
+  __device__ __forceinline__ void Advance() {
+    stage += kBy;
+    if (stage < T::kStages) return;
+    stage -= T::kStages;
+    parity ^= 1;
+  }
+};
+
 // Keeps the ring full, over all of a block's tiles. Weights do not depend on the previous kernel,
-// so those of the first stages are on their way before it has ended. One thread.
+// so those of the first stages are on their way before it has ended. One thread; small tiles take
+// no longer than it takes to begin their copies.
 template <typename T>
 __device__ __forceinline__ void Produce(const GemmArgs& args, int tiles, uint32_t ring,
                                         const Shared<T>& shared) {
@@ -85,45 +101,47 @@ __device__ __forceinline__ void Produce(const GemmArgs& args, int tiles, uint32_
   const int64_t block_stride = int64_t{args.stride} * kColumnBlock;
   const int64_t row_stride = int64_t{k_blocks} * kBlockBytes;
   int row_blocks = 0;
-  const uint8_t* weights = nullptr;
+  const uint8_t* weights = nullptr;  // of the next stage
   const int8_t* q = nullptr;
   const auto go_to = [&](int tile) {
     const TilePlace place = PlaceOf<T>(args, tile);
-    row_blocks = min(T::kRowBlocks, args.weights.row_blocks - place.first_block);
+    row_blocks = args.weights.row_blocks - place.first_block;
     weights = args.weights.codes +
               (int64_t{place.matrix} * args.weights.row_blocks + place.first_block) * row_stride;
     q = args.q +
         (int64_t{place.matrix} * k_blocks * args.stride + place.first_token) * kColumnBlock;
   };
-  const auto load_weights = [&](int k_block, int stage) {
+  const auto load_weights = [&](int stage) {
     const uint32_t full = SharedAddress(&shared.full[stage]);
-    BarrierArriveExpect(full, T::kTokenBytes + row_blocks * kBlockBytes);
     const uint32_t to = ring + stage * T::kStageBytes + T::kTokenBytes;
-    for (int block = 0; block < row_blocks; ++block) {
-      BulkCopy(to + block * kBlockBytes,
-               weights + block * row_stride + int64_t{k_block} * kBlockBytes, kBlockBytes, full);
+    BarrierArriveExpect(full, T::kTokenBytes + min(T::kRowBlocks, row_blocks) * kBlockBytes);
+#pragma unroll
+    for (int block = 0; block < T::kRowBlocks; ++block) {
+      if (block > 0 && block >= row_blocks) break;
+      BulkCopy(to + block * kBlockBytes, weights + block * row_stride, kBlockBytes, full);
     }
+    weights += kBlockBytes;
   };
-  const auto load_tokens = [&](int k_block, int stage) {
-    BulkCopy(ring + stage * T::kStageBytes, q + k_block * block_stride, T::kTokenBytes,
-             SharedAddress(&shared.full[stage]));
+  const auto load_tokens = [&](int stage) {
+    BulkCopy(ring + stage * T::kStageBytes, q, T::kTokenBytes, SharedAddress(&shared.full[stage]));
+    q += block_stride;
   };
   go_to(blockIdx.x);
   const int first = min(T::kStages, k_blocks);
-  for (int k_block = 0; k_block < first; ++k_block) load_weights(k_block, k_block);
+  for (int stage = 0; stage < first; ++stage) load_weights(stage);
   WaitForPrevious();
-  for (int k_block = 0; k_block < first; ++k_block) load_tokens(k_block, k_block);
-  int filled = first;  // stages, of all tiles
+  for (int stage = 0; stage < first; ++stage) load_tokens(stage);
+  // In the first round no stage is waited for: that of a new barrier has the parity 1.
+  RingPlace<T> at = {first - 1, 1};
+  at.template Advance<1>();
   int k_block = first;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, k_block = 0) {
     if (tile != static_cast<int>(blockIdx.x)) go_to(tile);
-    for (; k_block < k_blocks; ++k_block, ++filled) {
-      const int stage = filled % T::kStages;
-      if (filled >= T::kStages) {
-        BarrierWait(SharedAddress(&shared.empty[stage]), (filled / T::kStages - 1) & 1);
-      }
-      load_weights(k_block, stage);
-      load_tokens(k_block, stage);
+    for (; k_block < k_blocks; ++k_block) {
+      BarrierWait(SharedAddress(&shared.empty[at.stage]), at.parity);
+      load_weights(at.stage);
+      load_tokens(at.stage);
+      at.template Advance<1>();
     }
   }
 }
@@ -134,20 +152,6 @@ struct Place {
   int lane;
   int row_group;
   int split;
-};
-
-// The stage that a consumer reads next.
-template <typename T>
-struct RingPlace {
-  int stage;
-  uint32_t parity;
-
-  __device__ __forceinline__ void Advance() {
-    stage += T::kSplit;
-    if (stage < T::kStages) return;
-    stage -= T::kStages;
-    parity ^= 1;
-  }
 };
 
 // Finishes a warp's sums (what FinishToken of epilogue.cuh does, in batches): residuals of a batch
@@ -247,7 +251,7 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
   for (int k_block = place.split; k_block < k_blocks; k_block += T::kSplit) {
     const int stage = at.stage;
     const uint64_t tokens = TileDescriptor(ring + stage * T::kStageBytes);
-    at.Advance();
+    at.template Advance<T::kSplit>();
     // Two k-steps a group of wgmma: while one group runs, the next one's fragments are unpacked.
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -393,10 +397,9 @@ cudaError_t LaunchBest(const GemmArgs& args, const LaunchContext& context) {
 
 cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context) {
   // blocks, row groups, split, tokens, stages, blocks an SM, ns a tile, ns a column block
-  return LaunchBest<Tile<1, 1, 2, 16, 24, 2, 350, 65>, Tile<1, 1, 2, 32, 16, 2, 570, 77>,
-                    Tile<1, 1, 2, 64, 10, 2, 1000, 109>, Tile<1, 2, 1, 64, 8, 2, 600, 235>,
-                    Tile<1, 2, 1, 128, 5, 2, 3100, 380>, Tile<2, 2, 1, 128, 8, 1, 6500, 660>,
-                    Tile<2, 2, 1, 160, 7, 1, 7500, 850>>(args, context);
+  return LaunchBest<Tile<1, 1, 2, 16, 12, 2, 910, 86>, Tile<1, 1, 2, 32, 16, 2, 1950, 92>,
+                    Tile<1, 1, 2, 64, 10, 2, 2340, 96>, Tile<1, 2, 1, 64, 8, 2, 1780, 177>,
+                    Tile<2, 2, 1, 128, 8, 1, 8160, 656>>(args, context);
 }
 
 }  // namespace mmfree::cuda

@@ -221,7 +221,7 @@ cudaError_t LaunchKind(const QuantizeArgs& args, int32_t max_rows, const LaunchC
 // that few long rows share a multiprocessor, which counts when there are many.
 bool RowsAreQuicker(const QuantizeArgs& args, int32_t max_rows, const LaunchContext& context) {
   if (!context.hopper || args.padded_cols > kMaxQuantizeRowCols) return false;
-  return max_rows <= 512 || args.padded_cols <= (args.kind == NormKind::kOneNorm ? 5632 : 2048);
+  return max_rows <= 256 || args.padded_cols <= (args.kind == NormKind::kOneNorm ? 5632 : 2048);
 }
 
 }  // namespace
