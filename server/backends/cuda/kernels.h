@@ -146,7 +146,7 @@ cudaError_t LaunchGemmMma(const GemmArgs& args, const LaunchContext& context);
 // gemm_wgmma.cu: needs LaunchContext::hopper; any number of tokens, made for 8 or more. Tiles may
 // read up to kRowSlack rows of q past the last.
 cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context);
-inline constexpr int32_t kNumWgmmaTiles = 5;
+inline constexpr int32_t kNumWgmmaTiles = 6;
 
 // --- decode.cu
 
