@@ -278,10 +278,8 @@ absl::StatusOr<std::unique_ptr<SessionStore>> MakeRocksDbStore(const std::string
   Log(LogLevel::kWarning,
       absl::StrCat("--session_salvage: of ", salvaged.read, " sessions with changes in the log ",
                    salvaged.lost.size(), " are not as they were committed last",
-                   salvaged.cut_off ? ", and changes are missing that are of "
-                                      "sessions nobody can name"
-                                    : "",
-                   "; the log as it was, ", "and their names in sessions.txt: ", salvaged.copy));
+                   salvaged.cut_off ? ", and changes are missing of sessions nobody can name" : "",
+                   "; the log as it was, and their names in sessions.txt: ", salvaged.copy));
   return OpenRocksDbStore({.directory = directory});
 }
 #endif
