@@ -36,16 +36,26 @@ Sum(const uint64_t* words, size_t count) {
 
 ReadBandwidth::ReadBandwidth(int64_t weight_bytes, cpu::ThreadPool* pool)
     : pool_(pool),
-      buffer_(static_cast<size_t>(BufferBytes(weight_bytes)) / sizeof(uint64_t), 1),
-      sums_(static_cast<size_t>(pool->size()) * 8) {}
+      words_(static_cast<size_t>(BufferBytes(weight_bytes)) / sizeof(uint64_t)),
+      buffer_(std::make_unique_for_overwrite<uint64_t[]>(words_)),
+      sums_(static_cast<size_t>(pool->size()) * 8) {
+  pool_->Run([this](int thread) {
+    const auto [begin, end] = Part(thread);
+    std::fill(buffer_.get() + begin, buffer_.get() + end, 1);
+  });
+}
+
+std::pair<size_t, size_t> ReadBandwidth::Part(int thread) const {
+  const size_t threads = static_cast<size_t>(pool_->size());
+  const size_t index = static_cast<size_t>(thread);
+  return {words_ * index / threads, words_ * (index + 1) / threads};
+}
 
 double ReadBandwidth::Measure() {
   const auto start = std::chrono::steady_clock::now();
   pool_->Run([this](int thread) {
-    const size_t threads = static_cast<size_t>(pool_->size());
-    const size_t begin = buffer_.size() * static_cast<size_t>(thread) / threads;
-    const size_t end = buffer_.size() * static_cast<size_t>(thread + 1) / threads;
-    sums_[static_cast<size_t>(thread) * 8] += Sum(buffer_.data() + begin, end - begin);
+    const auto [begin, end] = Part(thread);
+    sums_[static_cast<size_t>(thread) * 8] += Sum(buffer_.get() + begin, end - begin);
   });
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
   return static_cast<double>(bytes()) / time.count();

@@ -33,7 +33,9 @@ void BindTo(const Processors& processors) {
 }  // namespace
 
 ThreadPool::ThreadPool(std::vector<Processors> homes)
-    : homes_(std::move(homes)), allowed_(AllowedProcessors()), processors_(homes_.size()) {
+    : homes_(std::move(homes)),
+      allowed_(CoresFirst(AllowedProcessors())),
+      processors_(homes_.size()) {
   for (std::atomic<int>& processor : processors_) processor = -1;
   const int threads = static_cast<int>(homes_.size());
   workers_.reserve(threads - 1);

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <set>
 #include <string>
 #include <thread>
@@ -23,20 +24,12 @@ namespace {
 
 constexpr int kMaxProcessor = 1 << 16;
 
-// Processors of the affinity mask, counting those that share a core once.
-int CoresInAffinityMask() {
-  const Processors allowed = AllowedProcessors();
-  if (allowed.empty()) return static_cast<int>(std::thread::hardware_concurrency());
-  std::set<std::string> cores;
-  for (int cpu : allowed) {
-    // The same text for every processor of a core, e.g. "0,64".
-    std::ifstream file(
-        absl::StrCat("/sys/devices/system/cpu/cpu", cpu, "/topology/thread_siblings_list"));
-    std::string siblings;
-    if (!std::getline(file, siblings)) siblings = absl::StrCat("cpu", cpu);
-    cores.insert(siblings);
-  }
-  return static_cast<int>(cores.size());
+// What names the physical core of a processor: the same text for every processor of it, e.g.
+// "0,64".
+std::string Core(int cpu, const std::string& directory) {
+  std::ifstream file(absl::StrCat(directory, "/cpu", cpu, "/topology/thread_siblings_list"));
+  std::string siblings;
+  return std::getline(file, siblings) ? siblings : absl::StrCat("cpu", cpu);
 }
 
 // Processors' worth of time that cgroup v2 grants, e.g. "200000 100000" for two.
@@ -56,7 +49,11 @@ double CgroupQuota() {
 }  // namespace
 
 int AvailablePhysicalCores() {
-  const int cores = CoresInAffinityMask();
+  const Processors allowed = AllowedProcessors();
+  std::set<std::string> distinct;
+  for (int cpu : allowed) distinct.insert(Core(cpu, kProcessorDirectory));
+  const int cores = allowed.empty() ? static_cast<int>(std::thread::hardware_concurrency())
+                                    : static_cast<int>(distinct.size());
   const double quota = std::ceil(CgroupQuota());
   return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
 }
@@ -89,6 +86,17 @@ bool ParseProcessorList(absl::string_view text, Processors* processors) {
   return true;
 }
 
+Processors CoresFirst(const Processors& processors, const std::string& directory) {
+  std::map<std::string, int> seen;  // processors of each core
+  std::vector<std::pair<int, int>> ranked;
+  for (int cpu : processors) ranked.emplace_back(seen[Core(cpu, directory)]++, cpu);
+  std::sort(ranked.begin(), ranked.end());
+  Processors sorted;
+  sorted.reserve(ranked.size());
+  for (const auto& [rank, cpu] : ranked) sorted.push_back(cpu);
+  return sorted;
+}
+
 std::vector<Processors> NumaNodes(const Processors& allowed, const std::string& directory) {
   const auto read = [&directory](const std::string& name, Processors* list) {
     std::ifstream file(absl::StrCat(directory, "/", name));
@@ -113,7 +121,8 @@ std::vector<Processors> NumaNodes(const Processors& allowed, const std::string& 
   return nodes;
 }
 
-std::vector<Processors> ThreadHomes(const std::vector<Processors>& nodes, int threads, bool pin) {
+std::vector<Processors> ThreadHomes(const std::vector<Processors>& nodes, int threads, bool pin,
+                                    const std::string& directory) {
   std::vector<Processors> homes(static_cast<size_t>(threads));
   if (nodes.size() < 2 && !pin) return homes;
   size_t total = 0;
@@ -124,9 +133,10 @@ std::vector<Processors> ThreadHomes(const std::vector<Processors>& nodes, int th
   for (const Processors& node : nodes) {
     before += node.size();
     const int end = static_cast<int>(static_cast<size_t>(threads) * before / total);
+    const Processors sorted = CoresFirst(node, directory);
     for (size_t i = 0; next < end; ++next, ++i) {
       Processors& home = homes[static_cast<size_t>(next)];
-      home = pin ? Processors{node[i % node.size()]} : node;
+      home = pin ? Processors{sorted[i % sorted.size()]} : sorted;
     }
   }
   return homes;

@@ -55,10 +55,36 @@ TEST(TopologyTest, NodesThatDoNotTellOfEveryProcessorAreOne) {
   EXPECT_EQ(NumaNodes(allowed, testing::TempDir() + "/none"), (std::vector<Processors>{allowed}));
 }
 
+// A folder as the system's, of processors with these siblings.
+std::string FakeProcessors(const std::string& name, const std::vector<std::string>& siblings) {
+  const std::string directory = absl::StrCat(testing::TempDir(), "/", name);
+  mkdir(directory.c_str(), 0755);
+  for (size_t n = 0; n < siblings.size(); ++n) {
+    const std::string cpu = absl::StrCat(directory, "/cpu", n);
+    mkdir(cpu.c_str(), 0755);
+    mkdir((cpu + "/topology").c_str(), 0755);
+    std::ofstream(cpu + "/topology/thread_siblings_list") << siblings[n] << "\n";
+  }
+  return directory;
+}
+
+TEST(TopologyTest, PinnedThreadsShareNoCoreWhileThereAreOthers) {
+  const std::string pairs = FakeProcessors("pairs", {"0-1", "0-1", "2-3", "2-3", "4-5", "4-5"});
+  EXPECT_EQ(CoresFirst({0, 1, 2, 3, 4, 5}, pairs), (Processors{0, 2, 4, 1, 3, 5}));
+  EXPECT_EQ(CoresFirst({1, 2, 3, 9}, pairs), (Processors{1, 2, 9, 3}));
+  EXPECT_EQ(ThreadHomes({{0, 1, 2, 3}, {4, 5}}, 3, true, pairs),
+            (std::vector<Processors>{{0}, {2}, {4}}));
+  EXPECT_EQ(ThreadHomes({{0, 1, 2, 3}}, 4, true, pairs),
+            (std::vector<Processors>{{0}, {2}, {1}, {3}}));
+}
+
 TEST(TopologyTest, ThreadsAreSharedOutByTheNodesProcessors) {
+  const std::string none = testing::TempDir() + "/none";  // cores of one processor
   const std::vector<Processors> nodes = {{0, 1, 2, 3}, {4, 5}};
-  EXPECT_EQ(ThreadHomes(nodes, 3, false), (std::vector<Processors>{nodes[0], nodes[0], nodes[1]}));
-  EXPECT_EQ(ThreadHomes(nodes, 6, true), (std::vector<Processors>{{0}, {1}, {2}, {3}, {4}, {5}}));
+  EXPECT_EQ(ThreadHomes(nodes, 3, false, none),
+            (std::vector<Processors>{nodes[0], nodes[0], nodes[1]}));
+  EXPECT_EQ(ThreadHomes(nodes, 6, true, none),
+            (std::vector<Processors>{{0}, {1}, {2}, {3}, {4}, {5}}));
   for (int threads = 1; threads <= 20; ++threads) {
     for (const Processors& home : ThreadHomes(nodes, threads, threads % 2 == 0)) {
       EXPECT_FALSE(home.empty()) << threads;
@@ -68,7 +94,8 @@ TEST(TopologyTest, ThreadsAreSharedOutByTheNodesProcessors) {
 
 TEST(TopologyTest, ThreadsOfASingleNodeRunAnywhereUnlessPinned) {
   EXPECT_EQ(ThreadHomes({{2, 3}}, 3, false), std::vector<Processors>(3));
-  EXPECT_EQ(ThreadHomes({{2, 3}}, 3, true), (std::vector<Processors>{{2}, {3}, {2}}));
+  EXPECT_EQ(ThreadHomes({{2, 3}}, 3, true, testing::TempDir() + "/none"),
+            (std::vector<Processors>{{2}, {3}, {2}}));
 }
 
 TEST(TopologyTest, AThreadMovesOnlyFromAnothersProcessorToAFreeOne) {
