@@ -75,7 +75,7 @@ void AddFlags(ServerFlags* flags, std::vector<std::string>* models, std::string*
            "auto (the best there is), scalar, avx2, avx_vnni, avx512,\navx512_gfni or amx; same "
            "results");
   set->AddInteger(
-      "threads", &flags->threads, 0, 4096, "N",
+      "threads", &flags->threads, 0, 1024, "N",
       "CPU threads of a step (default 0: one a physical core); fewer\nwhere other programs keep "
       "cores busy");
   set->Add("pin_threads", &flags->pin_threads, "", "bind each CPU thread to a core");
