@@ -1,6 +1,7 @@
 // Processors, memory nodes and threads' places among them, with made-up nodes.
 #include <sys/stat.h>
 
+#include <cmath>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -15,6 +16,35 @@ namespace {
 TEST(TopologyTest, ThereIsACore) {
   EXPECT_GE(AvailablePhysicalCores(), 1);
   EXPECT_FALSE(AllowedProcessors().empty());
+}
+
+TEST(TopologyTest, TheQuotaIsTheLeastOfTheProcessesControlGroups) {
+  const std::string root = testing::TempDir() + "/groups";
+  for (const char* folder : {"", "/a", "/a/b", "/c", "/cpu", "/cpu/a"}) {
+    mkdir((root + folder).c_str(), 0755);
+  }
+  const auto write = [](const std::string& file, const char* text) {
+    std::ofstream(file) << text << "\n";
+    return file;
+  };
+  write(root + "/a/cpu.max", "250000 100000");
+  write(root + "/a/b/cpu.max", "max 100000");
+  write(root + "/c/cpu.max", "50000 100000");
+  const std::string self = root + "/self";
+  EXPECT_EQ(ProcessorQuota(root, write(self, "0::/a/b")), 2.5);
+  EXPECT_EQ(ProcessorQuota(root, write(self, "0::/c")), 0.5);
+  EXPECT_TRUE(std::isinf(ProcessorQuota(root, write(self, "0::/"))));
+  EXPECT_TRUE(std::isinf(ProcessorQuota(root, root + "/none")));
+
+  write(root + "/cpu/cpu.cfs_quota_us", "-1");
+  write(root + "/cpu/cpu.cfs_period_us", "100000");
+  write(root + "/cpu/a/cpu.cfs_quota_us", "300000");
+  write(root + "/cpu/a/cpu.cfs_period_us", "100000");
+  EXPECT_EQ(ProcessorQuota(root, write(self, "2:cpu,cpuacct:/a\n1:memory:/c\n0::/gone")), 3);
+  EXPECT_TRUE(std::isinf(ProcessorQuota(root, write(self, "2:cpu,cpuacct:/\n1:cpuset:/a"))));
+  // A container without a name space of groups: the path is the host's, the root is its own.
+  write(root + "/cpu.max", "150000 100000");
+  EXPECT_EQ(ProcessorQuota(root, write(self, "0::/docker/1234")), 1.5);
 }
 
 TEST(TopologyTest, ReadsTheKernelsListsAndRefusesOthers) {
