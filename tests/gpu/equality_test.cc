@@ -74,6 +74,18 @@ std::vector<Subject> Subjects() {
   eager.name = "AlignedEager";
   eager.use_graphs = false;
   subjects.push_back(eager);
+  // More layers than the persistent kernel has sets of exchange buffers.
+  Subject deep;
+  deep.name = "DeepPersistent";
+  deep.config = Shape(97, 512, 256, 7);
+  deep.kernels = Kernels::kPersistent;
+  deep.batches = {1, 2};
+  subjects.push_back(deep);
+  Subject persistent = deep;
+  persistent.name = "Shape370mPersistent";
+  persistent.config = *ConfigForShape("370m");
+  persistent.cpu_isa = "auto";
+  subjects.push_back(persistent);
   // The published shapes. Their reference is the fastest CPU kernels, which their own tests hold to
   // the scalar ones; the small batches are enough for the choices that small models cover.
   for (const std::string shape : {"tales", "370m", "1.3b", "2.7b"}) {
@@ -121,6 +133,26 @@ TEST_P(EqualityTest, EveryBatchSize) {
     for (int32_t slot = 0; slot < batch && !HasFailure(); ++slot) {
       pair_->ExpectEqualState(slot, what);
     }
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
+// What one step leaves behind on the device must not reach into the next.
+TEST_P(EqualityTest, SmallStepsInTurn) {
+  RowMaker maker(GetParam().config, 5);
+  for (int n = 0; n < 10; ++n) {
+    const std::string what = "step " + std::to_string(n);
+    maker.Clear();
+    // One or two rows, of which one or none is sampled: a step with and without a head.
+    std::vector<StepRow> rows = {
+        maker.Make(0, 1, n % 3 == 2 ? LogitsMode::kNone : LogitsMode::kLast, false)};
+    if (n % 3 == 2) rows[0].sampling = nullptr;
+    if (n % 4 > 1) {
+      rows.insert(rows.begin(), maker.Make(1, 1, LogitsMode::kNone, false));
+      rows[0].sampling = nullptr;
+    }
+    pair_->Step(rows, what);
+    for (const int32_t slot : {0, 1}) pair_->ExpectEqualState(slot, what);
     ASSERT_FALSE(HasFailure());
   }
 }

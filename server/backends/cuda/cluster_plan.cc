@@ -15,26 +15,18 @@ using Kernels = CudaBackendOptions::Kernels;
 
 constexpr int32_t kVariantRows[] = {2, 4, 8};
 
-// Whether every layer's weights lie like those of the first, `stride` bytes on.
-bool LayersAreAlike(const std::vector<DeviceLayer>& layers, int64_t stride) {
-  for (size_t n = 1; n < layers.size(); ++n) {
-    const DeviceLayer& last = layers[n - 1];
-    if (layers[n].ifg.codes - last.ifg.codes != stride ||
-        layers[n].o.codes - last.o.codes != stride ||
-        layers[n].gate.codes - last.gate.codes != stride ||
-        layers[n].down.codes - last.down.codes != stride) {
-      return false;
-    }
-  }
-  return true;
-}
-
 // As measured (decisions 0207, 0208): a block multiplies a sixteenth of a layer's weights, for the
 // rows of its own cluster only. The fewer weights, the sooner that costs less than what it saves, a
 // barrier of the whole device for every product.
 bool ClustersAreQuicker(const ModelConfig& config) { return config.hidden_size <= 1024; }
 
 }  // namespace
+
+int64_t ClusterPlan::Bytes(const ModelConfig& config) {
+  const int floats =
+      NormFloats(static_cast<int>(config.hidden_size), static_cast<int>(config.intermediate_size));
+  return config.num_layers * kClusterBlocks * floats * int64_t{sizeof(float)};
+}
 
 absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const DeviceModel& model,
                                                 const Workspace& workspace, Kernels kernels,
@@ -44,11 +36,8 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
       kernels == Kernels::kCluster || (kernels == Kernels::kAuto && ClustersAreQuicker(config));
   if (!wanted) return plan;
   const std::vector<DeviceLayer>& layers = model.layers();
-  const int64_t stride = layers.size() > 1 ? layers[1].ifg.codes - layers[0].ifg.codes : 0;
-  if (!LayersAreAlike(layers, stride)) return plan;
   ClusterDecodeArgs args;
-  args.weights = {layers[0].ifg.codes, static_cast<uint32_t>(stride / 16),
-                  static_cast<int32_t>(layers.size())};
+  args.weights = model.stacked_weights();
   args.stages[0] = layers[0].ifg;
   args.stages[1] = layers[0].o;
   args.stages[2] = layers[0].gate;
@@ -73,7 +62,7 @@ absl::StatusOr<ClusterPlan> ClusterPlan::Create(const ModelConfig& config, const
   } else {
     plan.max_rows_ = std::numeric_limits<int32_t>::max();
   }
-  MMFREE_RETURN_IF_ERROR(plan.MakeNorms(model, &args));
+  MMFREE_RETURN_IF_ERROR(plan.MakeNorms(config, model, &args));
   for (ClusterDecodeArgs& variant : plan.variants_) variant.norms = args.norms;
   return plan;
 }
@@ -85,10 +74,10 @@ void ClusterPlan::LimitToQuicker() {
 }
 
 // Gathers each block's columns of each layer's vectors.
-absl::Status ClusterPlan::MakeNorms(const DeviceModel& model, ClusterDecodeArgs* args) {
+absl::Status ClusterPlan::MakeNorms(const ModelConfig& config, const DeviceModel& model,
+                                    ClusterDecodeArgs* args) {
   const std::vector<DeviceLayer>& layers = model.layers();
-  const int64_t floats = static_cast<int64_t>(layers.size()) * kClusterBlocks * args->norm_floats;
-  MMFREE_ASSIGN_OR_RETURN(norms_, DeviceBuffer::Allocate(floats * sizeof(float)));
+  MMFREE_ASSIGN_OR_RETURN(norms_, DeviceBuffer::Allocate(Bytes(config)));
   auto* to = reinterpret_cast<float*>(norms_.data());
   args->norms = to;
   constexpr size_t kOwnBytes = kClusterLanes * sizeof(float);

@@ -18,6 +18,9 @@ namespace mmfree::cuda {
 // Immutable. `model` and `workspace` must outlive what runs by it.
 class ClusterPlan {
  public:
+  // Device memory that Create takes at most.
+  static int64_t Bytes(const ModelConfig& config);
+
   // Plans nothing when `kernels` asks for others or the device or the model does not suit the
   // kernel. Allocates on the current device and waits for it.
   static absl::StatusOr<ClusterPlan> Create(const ModelConfig& config, const DeviceModel& model,
@@ -33,7 +36,8 @@ class ClusterPlan {
 
  private:
   void LimitToQuicker();
-  absl::Status MakeNorms(const DeviceModel& model, ClusterDecodeArgs* args);
+  absl::Status MakeNorms(const ModelConfig& config, const DeviceModel& model,
+                         ClusterDecodeArgs* args);
 
   std::vector<ClusterDecodeArgs> variants_;  // by rising rows
   int32_t min_rows_ = 1;

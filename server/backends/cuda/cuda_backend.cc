@@ -156,7 +156,8 @@ absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes, int6
   const int64_t weights = DeviceModel::Bytes(config, model.embedding().dtype);
   const int64_t states = Workspace::StateBytes(config, sizes);
   const int64_t kept = Workspace::KeptBytes(config, sizes);
-  const int64_t activations = Workspace::Bytes(config, sizes) - states - kept + draw_bytes;
+  const int64_t activations = Workspace::Bytes(config, sizes) - states - kept + draw_bytes +
+                              DecodePlan::Bytes(config) + ClusterPlan::Bytes(config);
   const int64_t needed = weights + states + kept + activations + DeviceModel::StagingBytes(config);
   if (needed <= static_cast<int64_t>(free_bytes)) return absl::OkStatus();
   return absl::ResourceExhaustedError(

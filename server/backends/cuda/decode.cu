@@ -71,10 +71,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
   // The kernel before the previous one had ended when the previous one let this one start.
   const int32_t num_rows = *args.num_rows;
-  const EpilogueItem<kEpilogue, kRows> item(args, first_unit, units, num_rows);
+  const EpilogueItem<kEpilogue, kRows> item(args, first_unit, units, kLogTileRows, num_rows);
   const int32_t slot =
       kEpilogue == Epilogue::kRecurrence && item.owned ? args.rows[item.row].slot : 0;
-  const EpilogueInput input = LoadEpilogueInput(args, first_unit, item, slot);
+  const EpilogueInput input = LoadEpilogueInput(args, item, slot);
   int32_t source[kRows];
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
@@ -115,7 +115,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
   Multiply<kKind, kRows>(args, buffers, first_unit, &share);
   __syncthreads();
-  Finish<kKind>(args, buffers, scales, code_sums, first_unit, item, input, slot);
+  if (!item.owned) return;
+  StoreOutput(args, item, slot,
+              Finish<kKind>(args, buffers, scales, code_sums, item, kLogTileRows, input));
 }
 
 template <NormKind kKind, int kRows>
@@ -129,7 +131,7 @@ int64_t SharedBytes(const DecodeArgs& args) {
 // them, and at most what one epilogue item a thread can finish.
 template <NormKind kKind, Epilogue kEpilogue, int kRows>
 cudaError_t LaunchRows(DecodeArgs args, const LaunchContext& context) {
-  constexpr int kItemsPerUnit = EpilogueItem<kEpilogue, kRows>::kItemsPerUnit * kRows;
+  constexpr int kItemsPerUnit = EpilogueItem<kEpilogue, kRows>::PerUnit(kLogTileRows) * kRows;
   args.units = args.weights.row_blocks * (kRowBlock / kTileRows);
   args.units_per_block = static_cast<int32_t>(std::min<int64_t>(
       CeilDiv(args.units, int64_t{kBlocksPerSm} * context.num_sms), kThreads / kItemsPerUnit));

@@ -117,10 +117,27 @@ class StageMaker {
   const int32_t rows_;
 };
 
-// As measured (decision 0206): the less there is to read, the more waiting counts, and in one
-// kernel every block waits for every other.
+// As measured (decision 0209): a stage of one row of a small model takes no longer as a kernel.
 bool PersistentIsQuicker(const ModelConfig& config, int32_t rows) {
-  return rows > 1 || config.hidden_size >= 2048;
+  return rows > 1 || config.hidden_size >= 1024;
+}
+
+// Every place is missing but those that no stage writes: the recurrence's outputs from `cols` up to
+// `ld`, which are zeros.
+absl::Status ClearExchange(const PersistentExchange& exchange, int32_t rows, int64_t ld,
+                           int64_t cols) {
+  constexpr int kMissingByte = kExchangeMissing & 0xff;
+  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemset(exchange.state, 0, sizeof(*exchange.state)));
+  MMFREE_CUDA_RETURN_IF_ERROR(
+      cudaMemset(exchange.first, kMissingByte,
+                 sizeof(float) * kExchangeSets * static_cast<size_t>(exchange.set_floats)));
+  if (cols == ld) return absl::OkStatus();
+  for (int32_t set = 0; set < kExchangeSets; ++set) {
+    MMFREE_CUDA_RETURN_IF_ERROR(
+        cudaMemset2D(exchange.first + int64_t{set} * exchange.set_floats + cols, sizeof(float) * ld,
+                     0, sizeof(float) * (ld - cols), 2 * static_cast<size_t>(rows)));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -138,6 +155,7 @@ absl::StatusOr<DecodePlan> DecodePlan::Create(const ModelConfig& config, const D
   for (int32_t rows = 1; rows <= kMaxDecodeRows; ++rows) {
     ForRows& for_rows = plan.plans_[rows - 1];
     for_rows.stages = StageMaker(config, model, workspace, rows).All();
+    for_rows.persistent.weights = model.stacked_weights();
     const bool wanted = kernels == Kernels::kPersistent ||
                         (kernels == Kernels::kAuto && PersistentIsQuicker(config, rows));
     fits[rows - 1] = wanted && PlanPersistentDecode(for_rows.stages.data(),
@@ -150,32 +168,43 @@ absl::StatusOr<DecodePlan> DecodePlan::Create(const ModelConfig& config, const D
       break;
     }
   }
-  MMFREE_RETURN_IF_ERROR(plan.Upload(fits));
+  MMFREE_RETURN_IF_ERROR(plan.Upload(config, fits));
   return plan;
 }
 
-absl::Status DecodePlan::Upload(absl::Span<const bool> fits) {
-  std::array<DecodeArgs*, kMaxDecodeRows> stages = {};
-  GridBarrier* barrier = nullptr;
-  const auto bind = [&](std::byte* base) {
-    Carver carver(base);
-    barrier = carver.Take<GridBarrier>(1);
-    for (int32_t n = 0; n < kMaxDecodeRows; ++n) {
-      stages[n] = carver.Take<DecodeArgs>(static_cast<int64_t>(plans_[n].stages.size()));
-    }
-    return carver.bytes();
-  };
-  MMFREE_ASSIGN_OR_RETURN(memory_, DeviceBuffer::Allocate(bind(nullptr)));
-  bind(memory_.data());
-  MMFREE_CUDA_RETURN_IF_ERROR(cudaMemset(barrier, 0, sizeof(*barrier)));
+int64_t DecodePlan::Bind(const ModelConfig& config, std::byte* base,
+                         std::array<DecodeArgs*, kMaxDecodeRows>* stages) {
+  const int64_t ld_dim = RoundUp(config.hidden_size, kRowAlign);
+  const int64_t ld_channels = RoundUp(config.intermediate_size, kRowAlign);
+  Carver carver(base);
+  for (int32_t rows = 1; rows <= kMaxDecodeRows; ++rows) {
+    PersistentExchange& exchange = plans_[rows - 1].persistent.exchange;
+    (*stages)[rows - 1] = carver.Take<DecodeArgs>(4 * config.num_layers + 1);
+    exchange.state = carver.Take<ExchangeState>(1);
+    exchange.set_floats = static_cast<int32_t>(rows * (4 * ld_dim + ld_channels));
+    exchange.first = carver.Take<float>(int64_t{kExchangeSets} * exchange.set_floats);
+  }
+  return carver.bytes();
+}
+
+int64_t DecodePlan::Bytes(const ModelConfig& config) {
+  std::array<DecodeArgs*, kMaxDecodeRows> stages;
+  return DecodePlan().Bind(config, nullptr, &stages);
+}
+
+absl::Status DecodePlan::Upload(const ModelConfig& config, absl::Span<const bool> fits) {
+  std::array<DecodeArgs*, kMaxDecodeRows> stages;
+  MMFREE_ASSIGN_OR_RETURN(memory_, DeviceBuffer::Allocate(Bytes(config)));
+  Bind(config, memory_.data(), &stages);
   for (int32_t n = 0; n < kMaxDecodeRows; ++n) {
     ForRows& plan = plans_[n];
     if (!fits[n]) continue;
+    const DecodeArgs& first = plan.stages.front();
+    MMFREE_RETURN_IF_ERROR(ClearExchange(plan.persistent.exchange, n + 1, first.ld_x, first.cols));
     MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpy(stages[n], plan.stages.data(),
                                            plan.stages.size() * sizeof(DecodeArgs),
                                            cudaMemcpyHostToDevice));
     plan.persistent.stages = stages[n];
-    plan.persistent.barrier = barrier;
   }
   MMFREE_CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
   return absl::OkStatus();

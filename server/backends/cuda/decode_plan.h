@@ -20,6 +20,9 @@ namespace mmfree::cuda {
 // Immutable. `model` and `workspace` must outlive what runs by it.
 class DecodePlan {
  public:
+  // Device memory that Create takes at most.
+  static int64_t Bytes(const ModelConfig& config);
+
   // Plans nothing (max_rows() is 0) when `kernels` asks for others or the model is too large for
   // the stages. Allocates on the current device and waits for it.
   static absl::StatusOr<DecodePlan> Create(const ModelConfig& config, const DeviceModel& model,
@@ -48,7 +51,10 @@ class DecodePlan {
     PersistentDecodeArgs persistent;
   };
 
-  absl::Status Upload(absl::Span<const bool> fits);
+  // Binds every plan's stages and exchange buffers to parts of `base`; returns the bytes taken.
+  int64_t Bind(const ModelConfig& config, std::byte* base,
+               std::array<DecodeArgs*, kMaxDecodeRows>* stages);
+  absl::Status Upload(const ModelConfig& config, absl::Span<const bool> fits);
 
   int32_t max_rows_ = 0;
   std::array<ForRows, kMaxDecodeRows> plans_;  // by rows - 1

@@ -20,7 +20,6 @@
 namespace mmfree::cuda {
 
 inline constexpr int kStagePrefetch = 8;  // weight loads a warp keeps in flight
-inline constexpr int kCodePadding = 16;   // bytes; rows of codes start in different banks
 
 template <NormKind kKind>
 struct StageTraits {
@@ -249,21 +248,51 @@ __device__ __forceinline__ void Quantize(
   __syncthreads();
 }
 
-// Adds a warp's sums of one tile to the block's.
+// Sums of a tile: those of each k-step's first 16 columns, and those of its others times 16. So a
+// word's fragments are masks of it without a shift.
+struct TileSums {
+  int32_t low[4] = {};
+  int32_t high[4] = {};
+};
+
+// Multiplies the words of two k-steps with their codes, whose four chunks of 16 columns come in the
+// order of ChunkOf.
+__device__ __forceinline__ void MultiplySteps(uint32_t first, uint32_t second,
+                                              const uint32_t (&codes)[4], TileSums* sums) {
+  Mma(sums->low, first & 0x03030303u, first & 0x0c0c0c0cu, second & 0x03030303u,
+      second & 0x0c0c0c0cu, codes[0], codes[1]);
+  Mma(sums->high, first & 0x30303030u, first & 0xc0c0c0c0u, second & 0x30303030u,
+      second & 0xc0c0c0c0u, codes[2], codes[3]);
+}
+
+__device__ __forceinline__ int ChunkOf(int matrix) { return matrix % 2 * 2 + matrix / 2; }
+
+// Adds a warp's sums of a tile of 2 * `half` slots to the block's.
 template <int kRows>
-__device__ __forceinline__ void Flush(int32_t (&acc)[2][4], int32_t* sums) {
+__device__ __forceinline__ void Flush(const TileSums& tile, int half, int32_t* sums) {
   const int lane = threadIdx.x % 32;
-  const int slot = lane / 4;
+  const bool second_block = half < kTileRows / 2 && lane >= 16;
+  int32_t acc[4];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const int row = 2 * (lane % 4) + j;
-    if (row < kRows) {
-      atomicAdd(&sums[slot * kRows + row], acc[0][j] + acc[1][j]);
-      atomicAdd(&sums[(slot + 8) * kRows + row], acc[0][2 + j] + acc[1][2 + j]);
+  for (int i = 0; i < 4; ++i) acc[i] = tile.low[i] + (tile.high[i] >> 4);
+  // Column n of the results is row n % kRows of the codes, and where tiles are halved of k-block
+  // n / kRows % 2; a lane has columns 2 * (lane % 4) and the next.
+  const int slot = (lane / 4) & (half - 1);
+  if constexpr (kRows == 1) {
+    if (lane % 4 == 0) {
+      atomicAdd(&sums[slot], second_block ? acc[1] : acc[0]);
+      atomicAdd(&sums[slot + half], second_block ? acc[3] : acc[2]);
+    }
+  } else {
+    static_assert(kRows == 2);
+    if (lane % 4 == (second_block ? 1 : 0)) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        atomicAdd(&sums[slot * kRows + row], acc[row]);
+        atomicAdd(&sums[(slot + half) * kRows + row], acc[2 + row]);
+      }
     }
   }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) acc[i / 4][i % 4] = 0;
 }
 
 // Multiplies a warp's share and adds it to buffers.sums.
@@ -275,10 +304,10 @@ __device__ __forceinline__ void Multiply(const DecodeArgs& args, const StageBuff
   const int lane = threadIdx.x % 32;
   const int code_stride = args.padded_cols + kCodePadding;
   const uint32_t own_codes =
-      SharedAddress(buffers.codes) + lane % kRows * code_stride + lane / 8 * 16;
+      SharedAddress(buffers.codes) + lane % kRows * code_stride + ChunkOf(lane / 8) * 16;
   int tile = share->tile;
   int k_block = share->k_block;
-  int32_t acc[2][4] = {};
+  TileSums sums;
   for (int base = 0; base < share->count; base += kStagePrefetch) {
 #pragma unroll
     for (int p = 0; p < kStagePrefetch; ++p) {
@@ -294,15 +323,11 @@ __device__ __forceinline__ void Multiply(const DecodeArgs& args, const StageBuff
       uint32_t b[2][4];
       LoadMatrix4(b[0], at);
       LoadMatrix4(b[1], at + 64);
-      const uint32_t word[4] = {current.x, current.y, current.z, current.w};
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        const WeightFragment a = Unpack(word[step]);
-        Mma(acc[step % 2], a.a0, a.a1, a.a2, a.a3, b[step / 2][step % 2 * 2],
-            b[step / 2][step % 2 * 2 + 1]);
-      }
+      MultiplySteps(current.x, current.y, b[0], &sums);
+      MultiplySteps(current.z, current.w, b[1], &sums);
       if (++k_block == args.weights.k_blocks || piece + 1 == share->count) {
-        Flush<kRows>(acc, buffers.sums + tile * kTileRows * kRows);
+        Flush<kRows>(sums, kTileRows / 2, buffers.sums + tile * kTileRows * kRows);
+        sums = TileSums();
         k_block = 0;
         ++tile;
       }
@@ -310,21 +335,29 @@ __device__ __forceinline__ void Multiply(const DecodeArgs& args, const StageBuff
   }
 }
 
-// The epilogue's work of one thread: a channel (kRecurrence) or a pair of slots of one row.
+// The epilogue's work of one thread: a channel (kRecurrence) or a pair of slots of one row. Tiles
+// of 2^log_rows slots.
 template <Epilogue kEpilogue, int kRows>
 struct EpilogueItem {
   static constexpr bool kRecurrence = kEpilogue == Epilogue::kRecurrence;
-  static constexpr int kItemsPerUnit = kRecurrence ? kTileRows : 8;
 
   int row;
-  int own;  // channel or pair within the block's units
+  int own;     // channel or pair within the block's units
+  int column;  // the first that it writes of its row
   bool owned;
 
+  static __host__ __device__ constexpr int PerUnit(int log_rows) {
+    return 1 << (kRecurrence ? log_rows : log_rows - 1);
+  }
+
   __device__ __forceinline__ EpilogueItem(const DecodeArgs& args, int first_unit, int units,
-                                          int32_t num_rows)
+                                          int log_rows, int32_t num_rows)
       : row(threadIdx.x % kRows), own(threadIdx.x / kRows) {
-    owned = row < num_rows && own < units * kItemsPerUnit &&
-            (!kRecurrence || first_unit * kTileRows + own < args.cols);
+    column = kEpilogue == Epilogue::kSwiGlu
+                 ? first_unit * PerUnit(log_rows) + own
+                 : (first_unit << log_rows) + (kRecurrence ? own : 2 * own);
+    owned = row < num_rows && own < units * PerUnit(log_rows) &&
+            column < (kRecurrence ? args.cols : args.ld);
   }
 };
 
@@ -339,45 +372,48 @@ struct EpilogueInput {
 
 // `slot`: of the item's row, when it is owned and the epilogue is kRecurrence.
 template <Epilogue kEpilogue, int kRows>
-__device__ __forceinline__ EpilogueInput
-LoadEpilogueInput(const DecodeArgs& args, int first_unit,
-                  const EpilogueItem<kEpilogue, kRows>& item, int32_t slot) {
+__device__ __forceinline__ EpilogueInput LoadEpilogueInput(
+    const DecodeArgs& args, const EpilogueItem<kEpilogue, kRows>& item, int32_t slot) {
   EpilogueInput input;
   if (!item.owned) return input;
   if constexpr (kEpilogue == Epilogue::kRecurrence) {
-    const int32_t channel = first_unit * kTileRows + item.own;
-    input.lower_bound = args.lower_bound[channel];
-    input.g_norm = args.g_norm[channel];
-    input.state = __ldcg(args.states + slot * args.state_stride + channel);
+    input.lower_bound = args.lower_bound[item.column];
+    input.g_norm = args.g_norm[item.column];
+    input.state = __ldcg(args.states + slot * args.state_stride + item.column);
   }
   if constexpr (kEpilogue == Epilogue::kResidual) {
-    const int row = (first_unit + item.own / 8) * kTileRows + 2 * (item.own % 8);
-    if (row < args.ld) {
-      input.residual = __ldcg(reinterpret_cast<const float2*>(args.out + item.row * args.ld + row));
-    }
+    input.residual =
+        __ldcg(reinterpret_cast<const float2*>(args.out + item.row * args.ld + item.column));
   }
   return input;
 }
 
-// Turns the block's sums into what the stage writes.
+// What an item writes: `values` at its column (kSwiGlu, kRecurrence: one), and for kRecurrence the
+// gated value and the new state.
+struct EpilogueOutput {
+  float2 values;
+  float gated;
+  float state;
+};
+
+// Turns the block's sums into what the stage writes, for an item that is owned.
 template <NormKind kKind, Epilogue kEpilogue, int kRows>
-__device__ __forceinline__ void Finish(
-    const DecodeArgs& args, const StageBuffers& buffers,
-    const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
-    const int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows], int first_unit,
-    const EpilogueItem<kEpilogue, kRows>& item, const EpilogueInput& input, int32_t slot) {
-  if (!item.owned) return;
-  float* const out_row = args.out + item.row * args.ld;
+__device__ __forceinline__ EpilogueOutput
+Finish(const DecodeArgs& args, const StageBuffers& buffers,
+       const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
+       const int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows],
+       const EpilogueItem<kEpilogue, kRows>& item, int log_rows, const EpilogueInput& input) {
+  const int half = 1 << (log_rows - 1);  // from a pair's first slot to its second
+  EpilogueOutput output;
   if constexpr (kEpilogue == Epilogue::kRecurrence) {
-    // Row `own` of its tile sits in slot own/2, or own/2 + 8 with its sums times four.
-    const int32_t channel = first_unit * kTileRows + item.own;
-    const int in_tile = item.own % kTileRows;
-    const int tile_slot = in_tile / 2 + in_tile % 2 * 8;
-    const int own_sums = item.own / kTileRows * 3 * kTileRows;
+    // Row `own` of its tile sits in slot own / 2, or that and `half` with its sums times four.
+    const int in_tile = item.own & (2 * half - 1);
+    const int slot = in_tile / 2 + in_tile % 2 * half;
+    const int own_sums = (item.own >> log_rows) * 3;
     float values[3];
 #pragma unroll
     for (int m = 0; m < 3; ++m) {
-      const int32_t sum = buffers.sums[(own_sums + m * kTileRows + tile_slot) * kRows + item.row];
+      const int32_t sum = buffers.sums[(((own_sums + m) << log_rows) + slot) * kRows + item.row];
       const float factor = scales.row[m][item.row].out * args.weights.scale[m];
       values[m] =
           static_cast<float>((in_tile % 2 == 0 ? sum : sum >> 2) - code_sums[m][item.row]) * factor;
@@ -390,16 +426,33 @@ __device__ __forceinline__ void Finish(
     const float next[1] = {fmaf(forget, input.state, gates[1] * (1.0f - forget))};
     float silu[1];
     SiluBatch(next, silu);
-    args.states[slot * args.state_stride + channel] = next[0];
-    out_row[channel] = values[2];
-    args.gated[item.row * args.ld + channel] = (values[2] * input.g_norm) * silu[0];
+    output.values = make_float2(values[2], 0.0f);
+    output.gated = (values[2] * input.g_norm) * silu[0];
+    output.state = next[0];
   } else {
-    const int pair = item.own % 8;
-    const int32_t* const sums = buffers.sums + item.own / 8 * kTileRows * kRows + item.row;
+    const int slot = item.own / half * 2 * half + (item.own & (half - 1));
+    const int32_t* const sums = buffers.sums + slot * kRows + item.row;
     const RowMeta meta = {scales.row[0][item.row].out, code_sums[0][item.row]};
-    FinishToken<kEpilogue>(sums[pair * kRows], sums[(pair + 8) * kRows], meta,
-                           args.weights.scale[0], first_unit + item.own / 8, pair, out_row, args.ld,
-                           input.residual);
+    output.values = TokenValues<kEpilogue>(sums[0], sums[half * kRows], meta, args.weights.scale[0],
+                                           input.residual);
+  }
+  return output;
+}
+
+// Writes an item's output to where args say.
+template <Epilogue kEpilogue, int kRows>
+__device__ __forceinline__ void StoreOutput(const DecodeArgs& args,
+                                            const EpilogueItem<kEpilogue, kRows>& item,
+                                            int32_t slot, const EpilogueOutput& output) {
+  float* const out = args.out + item.row * args.ld + item.column;
+  if constexpr (kEpilogue == Epilogue::kRecurrence) {
+    args.states[slot * args.state_stride + item.column] = output.state;
+    *out = output.values.x;
+    args.gated[item.row * args.ld + item.column] = output.gated;
+  } else if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+    *out = output.values.x;
+  } else {
+    *reinterpret_cast<float2*>(out) = output.values;
   }
 }
 

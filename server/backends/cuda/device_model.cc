@@ -131,6 +131,13 @@ int64_t DeviceModel::Bind(const ModelConfig& config, DType embedding, std::byte*
   return carver.bytes();
 }
 
+StackedWeights DeviceModel::stacked_weights() const {
+  // Bind takes the same for every layer.
+  const uint8_t* const first = layers_[0].ifg.codes;
+  const int64_t stride = layers_.size() > 1 ? layers_[1].ifg.codes - first : 0;
+  return {first, static_cast<uint32_t>(stride / 16), static_cast<int32_t>(layers_.size())};
+}
+
 int64_t DeviceModel::Bytes(const ModelConfig& config, DType embedding) {
   return DeviceModel().Bind(config, embedding, nullptr);
 }

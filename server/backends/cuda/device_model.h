@@ -42,6 +42,8 @@ class DeviceModel {
   static absl::StatusOr<DeviceModel> Upload(const Model& model);
 
   const std::vector<DeviceLayer>& layers() const { return layers_; }
+  // The layers' weights, which lie alike, `first` being those of i|f|g.
+  StackedWeights stacked_weights() const;
   const void* embedding() const { return embedding_; }
   EmbeddingType embedding_type() const { return embedding_type_; }
   const float* final_norm() const { return final_norm_; }      // [D]

@@ -14,6 +14,23 @@
 
 namespace mmfree::cuda {
 
+// The values of a thread's two slots from their sums; kResidual adds to `residual`, kSwiGlu gives
+// one.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ float2 TokenValues(int32_t first, int32_t second_times_4, RowMeta meta,
+                                              float weight_scale, float2 residual) {
+  const float factor = meta.out * weight_scale;
+  const float a = static_cast<float>(first - meta.code_sum);
+  const float b = static_cast<float>((second_times_4 >> 2) - meta.code_sum);
+  if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+    return make_float2(SwiGlu(a * factor, b * factor), 0.0f);
+  } else if constexpr (kEpilogue == Epilogue::kResidual) {
+    return make_float2(fmaf(a, factor, residual.x), fmaf(b, factor, residual.y));
+  } else {
+    return make_float2(a * factor, b * factor);
+  }
+}
+
 // Finishes one token: `first` and `second` are the sums of the thread's two slots, `out` the row of
 // the token, `tile` the index of the 16-slot tile in its matrix, g the slot. kResidual adds to
 // `residual`, the values at `out`.
@@ -21,21 +38,13 @@ template <Epilogue kEpilogue>
 __device__ __forceinline__ void FinishToken(int32_t first, int32_t second_times_4, RowMeta meta,
                                             float weight_scale, int64_t tile, int g, float* out,
                                             int64_t ld, float2 residual) {
-  const float factor = meta.out * weight_scale;
-  const float a = static_cast<float>(first - meta.code_sum);
-  const float b = static_cast<float>((second_times_4 >> 2) - meta.code_sum);
+  const float2 values = TokenValues<kEpilogue>(first, second_times_4, meta, weight_scale, residual);
   if constexpr (kEpilogue == Epilogue::kSwiGlu) {
     const int64_t channel = tile * (kTileRows / 2) + g;
-    if (channel < ld) out[channel] = SwiGlu(a * factor, b * factor);
+    if (channel < ld) out[channel] = values.x;
   } else {
     const int64_t row = tile * kTileRows + 2 * g;
-    if (row >= ld) return;
-    float2* const at = reinterpret_cast<float2*>(out + row);
-    if constexpr (kEpilogue == Epilogue::kResidual) {
-      *at = make_float2(fmaf(a, factor, residual.x), fmaf(b, factor, residual.y));
-    } else {
-      *at = make_float2(a * factor, b * factor);
-    }
+    if (row < ld) *reinterpret_cast<float2*>(out + row) = values;
   }
 }
 

@@ -180,9 +180,10 @@ struct alignas(16) DecodeArgs {
   float* states = nullptr;             // layer's part, [slots][state_stride]
   int64_t state_stride = 0;
   const RowInput* rows = nullptr;
-  // Set by LaunchDecode or PlanPersistentDecode: 16-slot tiles (of each matrix) in all, and a
-  // block's share where stages are kernels.
+  // Set by LaunchDecode or PlanPersistentDecode: tiles (of each matrix) in all, of how many slots,
+  // and a block's share where stages are kernels.
   int32_t units = 0;
+  int32_t unit_rows = kTileRows;
   int32_t units_per_block = 0;
 };
 // Whether LaunchDecode takes such a model on a device with this much shared memory a block.
@@ -191,10 +192,22 @@ cudaError_t LaunchDecode(const DecodeArgs& args, const LaunchContext& context);
 
 // --- decode_persistent.cu
 
-// How often the blocks of a persistent kernel have arrived and left; zeros between two launches.
-struct GridBarrier {
-  uint32_t arrivals;
-  uint32_t exits;
+// What the blocks of a persistent kernel exchange (persistent_exchange.cuh). Of each set, in floats
+// from its beginning: outputs of a layer's stages.
+inline constexpr int32_t kExchangeSets = 3;
+inline constexpr uint32_t kExchangeMissing = 0xffffffffu;  // in every place that is not written
+struct ExchangeState {
+  int32_t first_set;  // of the next launch
+  uint32_t exits;     // blocks that have left this one
+};
+struct PersistentExchange {
+  float* first = nullptr;  // [kExchangeSets][set_floats]
+  int32_t set_floats = 0;
+  int32_t gated = 0;   // [rows][ld] what the recurrence writes beside g, which is at 0
+  int32_t middle = 0;  // [rows][ld] the residual stream after the recurrence's part
+  int32_t hidden = 0;  // [rows][ld] and after the layer
+  int32_t z = 0;       // [rows][ld of channels]
+  ExchangeState* state = nullptr;
 };
 
 // A block's dynamic shared memory: offsets in bytes, for all stages.
@@ -211,17 +224,34 @@ struct PersistentShared {
   int32_t runs_per_warp = 0;
 };
 
+// A kind of stage (four a layer, and the head), the same in every layer, and how it is split.
+inline constexpr int kPersistentWarps = 16;  // of a block
+inline constexpr int kStageKinds = 5;
+struct PersistentKind {
+  uint32_t weights_at = 0;  // of the first layer, in 16 bytes from the first layer's first
+  int32_t row_blocks = 0;   // of each matrix
+  int32_t k_blocks = 0;
+  int32_t matrices = 0;
+  int32_t units = 0;  // as in DecodeArgs
+  int32_t unit_rows = 0;
+  // Of a block with units / blocks units and of one with one more: the first piece of each warp.
+  int16_t first_piece[2][kPersistentWarps + 1] = {};
+};
+
 struct PersistentDecodeArgs {
   const DecodeArgs* stages = nullptr;  // on the device: four a layer, then the head's
   int32_t num_stages = 0;              // to run: four a layer, or one more
-  GridBarrier* barrier = nullptr;
-  // Set by PlanPersistentDecode:
+  PersistentExchange exchange;
   StackedWeights weights;
+  // Set by PlanPersistentDecode, as are the places of `exchange`:
   float root_eps = 0.0f;  // at least the square root of the norms' eps
   PersistentShared shared;
+  int32_t blocks = 0;
+  PersistentKind kinds[kStageKinds];
 };
-// Completes stages [0, num_stages) on the host for steps of `rows` rows, the last being the head's;
-// false when the device cannot run them so.
+// persistent_plan.cc: completes stages [0, num_stages) on the host for steps of `rows` rows, the
+// last being the head's, and `args`, of which `weights` is set; false when the device cannot run
+// them so.
 bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
                           const LaunchContext& context, PersistentDecodeArgs* args);
 // Runs the stages one after the other. Every multiprocessor must be free of work that does not end

@@ -37,23 +37,32 @@ cudaError_t Prepare(size_t shared_bytes) {
   return error;
 }
 
-// Launches `kKernel` on the context's stream; with overlap, as a programmatic dependent of the
-// previous kernel there, which every kernel answers with WaitForPrevious().
+// Launches `kKernel` on the context's stream.
 template <auto kKernel, typename... Args>
-cudaError_t Launch(const LaunchContext& context, dim3 grid, dim3 block, size_t shared_bytes,
-                   const Args&... args) {
+cudaError_t LaunchWith(const LaunchContext& context, dim3 grid, dim3 block, size_t shared_bytes,
+                       cudaLaunchAttribute* attributes, unsigned num_attributes,
+                       const Args&... args) {
   if (const cudaError_t error = Prepare<kKernel>(shared_bytes); error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = context.stream;
-  config.attrs = &attribute;
-  config.numAttrs = context.overlap ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = num_attributes;
   return cudaLaunchKernelEx(&config, kKernel, args...);
+}
+
+// Launches `kKernel` on the context's stream; with overlap, as a programmatic dependent of the
+// previous kernel there, which every kernel answers with WaitForPrevious().
+template <auto kKernel, typename... Args>
+cudaError_t Launch(const LaunchContext& context, dim3 grid, dim3 block, size_t shared_bytes,
+                   const Args&... args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return LaunchWith<kKernel>(context, grid, block, shared_bytes, &attribute,
+                             context.overlap ? 1 : 0, args...);
 }
 
 // Blocks until the previous kernel's writes are visible. Every kernel calls it in every block that

@@ -24,8 +24,23 @@ namespace mmfree::cuda {
 
 inline constexpr int kRowBlock = 64;
 inline constexpr int kTileRows = 16;
+inline constexpr int kLogTileRows = 4;
 inline constexpr int kColumnBlock = 128;
 inline constexpr int kBlockBytes = kRowBlock * kColumnBlock / 4;
+
+// A piece of weights is a tile's part of a block: 16 rows x 128 columns.
+inline constexpr int kPieceBytes = kBlockBytes / 4;
+
+// Units of one tile, one after the other, on a warp's way through its weights. A unit is one or
+// more pieces of k-blocks that follow each other, or (kHalved) the halves of two: eight rows of one
+// k-block and the same of the next.
+struct UnitRun {
+  uint32_t at;  // of the first, in 16 bytes from where the weights begin
+  int units;    // and kHalved
+};
+inline constexpr int kHalved = 1 << 30;
+
+inline constexpr int kCodePadding = 16;  // bytes; rows of codes start in different banks
 
 // Activation buffers are this many rows longer than a step, so that a tile may read past its end.
 inline constexpr int kRowSlack = 256;

@@ -1,6 +1,6 @@
 // Norm and quantisation of a stage's rows by a block of the persistent decode kernel. The codes
 // need the maxima of a row, not the ordered sums of its norms: those are formed by some of the
-// warps while the others multiply.
+// warps while the others make the codes.
 #ifndef MMFREE_SERVER_BACKENDS_CUDA_PERSISTENT_NORM_CUH_
 #define MMFREE_SERVER_BACKENDS_CUDA_PERSISTENT_NORM_CUH_
 
@@ -13,88 +13,155 @@
 #include "server/backends/cuda/hopper.cuh"
 #include "server/backends/cuda/norm.cuh"
 #include "server/backends/cuda/persistent_block.cuh"
+#include "server/backends/cuda/persistent_exchange.cuh"
 #include "server/base/numerics.h"
 
 namespace mmfree::cuda {
 
-// Loads the rows, keeps x and y (y * w1 where there is w1) in shared memory and finds this warp's
-// maxima: of |y * w2|, and of z, which bounds the norms (Quantize). `parity` is that of the stage.
+// Where a stage's rows come from: of each row [ld_x] values, and for kScanned as many of y.
+struct RowSource {
+  const float* x;
+  const float* y;
+  bool exchanged;  // by the stage before (persistent_exchange.cuh)
+};
+
+// Four values of each of a thread's quads of one row; those beyond the row, or of a row that does
+// not exist, are zeros.
+template <int kBatch>
+struct Quads {
+  float4 values[kBatch];
+
+  __device__ __forceinline__ void Load(const float* from, int base, int end) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int k = base + i * 4 * kBlockThreads;
+      values[i] = k < end ? LoadExchanged(from + k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  }
+  // Loads again what was missing; whether anything was.
+  __device__ __forceinline__ bool Reload(const float* from, int base) {
+    bool missing = false;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (AnyMissing(values[i])) {
+        values[i] = LoadExchanged(from + base + i * 4 * kBlockThreads);
+        missing = true;
+      }
+    }
+    return missing;
+  }
+};
+
+__device__ __forceinline__ float4 Times(const float4& a, const float4& b) {
+  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+__device__ __forceinline__ float MaxAbs(const float4& v) {
+  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+__device__ __forceinline__ uint32_t MaxAbsBits(const float4& v) {
+  return max(max(AbsBits(v.x), AbsBits(v.y)), max(AbsBits(v.z), AbsBits(v.w)));
+}
+
+// Loads the rows as they arrive, keeps x and y (y * w1 where there is w1) in shared memory and
+// finds this warp's maxima: of |y * w2|, and of z, which bounds the norms (QuantizeBlock). `parity`
+// is that of the stage.
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void LoadRows(PersistentBlock<kRows>& block, const DecodeArgs& args,
-                                         const StageBuffers& buffers, int32_t num_rows,
-                                         float root_eps, uint32_t parity) {
+                                         const StageBuffers& buffers, const RowSource& source,
+                                         int32_t num_rows, float root_eps, uint32_t parity) {
   using T = StageTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
-  constexpr int kBatch = T::kOneNorm ? 4 : 2;  // quads of a thread in flight
-  constexpr float4 kZero = {0.0f, 0.0f, 0.0f, 0.0f};
+  constexpr int kBatch = T::kOneNorm ? 4 : 2;  // quads of a thread and row in flight
   const int padded = args.padded_cols;
   const int warp = threadIdx.x / 32;
-  bool waited = false;
+  const float* from_x[kRows];
+  const float* from_y[kRows];
+  int end[kRows];
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    int32_t source = row;
-    if (args.gather != nullptr) source = row < num_rows ? args.gather[row].token : 0;
-    const float* const from_x = args.x + int64_t{source} * args.ld_x;
-    const float* const from_y = T::kHasY ? args.y + int64_t{source} * args.ld_x : nullptr;
-    float max_z = 0.0f;
-    uint32_t max_t[kOutputs] = {};
+    int32_t index = row;
+    if (args.gather != nullptr) index = row < num_rows ? args.gather[row].token : 0;
+    from_x[row] = source.x + int64_t{index} * args.ld_x;
+    from_y[row] = T::kHasY ? source.y + int64_t{index} * args.ld_x : nullptr;
+    end[row] = row < num_rows ? args.ld_x : 0;
+  }
+  float max_z[kRows] = {};
+  uint32_t max_t[kOutputs][kRows] = {};
+  BarrierWait(SharedAddress(&block.norms), parity);
 #pragma unroll 1
-    for (int base = 4 * threadIdx.x; base < padded; base += kBatch * 4 * kComputingThreads) {
-      // All that is read from memory comes before what is written: the compiler cannot tell whether
-      // they overlap.
-      float4 x[kBatch];
-      float4 y[kBatch];
+  for (int base = 4 * threadIdx.x; base < padded; base += kBatch * 4 * kBlockThreads) {
+    Quads<kBatch> x[kRows];
+    Quads<kBatch> y[kRows];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int k = base + i * 4 * kComputingThreads;
-        x[i] = k < args.ld_x ? __ldcg(reinterpret_cast<const float4*>(from_x + k)) : kZero;
-        if constexpr (T::kHasY) {
-          y[i] = k < args.ld_x ? __ldcg(reinterpret_cast<const float4*>(from_y + k)) : kZero;
+    for (int row = 0; row < kRows; ++row) {
+      x[row].Load(from_x[row], base, end[row]);
+      if constexpr (T::kHasY) y[row].Load(from_y[row], base, end[row]);
+    }
+    if (source.exchanged) {
+      bool missing;
+      do {
+        missing = false;
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) {
+          missing |= x[row].Reload(from_x[row], base);
+          if constexpr (T::kHasY) missing |= y[row].Reload(from_y[row], base);
         }
+      } while (missing);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int k = base + i * 4 * kBlockThreads;
+      if (k >= padded) break;
+      float4 w1;
+      float4 w2[kOutputs];
+      if constexpr (T::kHasW1) w1 = *reinterpret_cast<const float4*>(buffers.w1 + k);
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+        w2[o] = *reinterpret_cast<const float4*>(buffers.w2 + o * padded + k);
       }
-      if (!waited) BarrierWait(SharedAddress(&block.norms), parity);
-      waited = true;
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int k = base + i * 4 * kComputingThreads;
-        if (k >= padded) break;
-        float4 w2[kOutputs];
-#pragma unroll
-        for (int o = 0; o < kOutputs; ++o) {
-          w2[o] = *reinterpret_cast<const float4*>(buffers.w2 + o * padded + k);
-        }
-        if constexpr (T::kHasW1) {
-          const float4 w1 = *reinterpret_cast<const float4*>(buffers.w1 + k);
-          y[i] = make_float4(x[i].x * w1.x, x[i].y * w1.y, x[i].z * w1.z, x[i].w * w1.w);
-        }
-        if constexpr (T::kOneNorm) y[i] = x[i];
-        *reinterpret_cast<float4*>(buffers.x + row * padded + k) = x[i];
-        const float abs_x =
-            fmaxf(fmaxf(fabsf(x[i].x), fabsf(x[i].y)), fmaxf(fabsf(x[i].z), fabsf(x[i].w)));
+      for (int row = 0; row < kRows; ++row) {
+        const float4 own_x = x[row].values[i];
+        float4 own_y = own_x;
+        if constexpr (T::kHasW1) own_y = Times(own_x, w1);
+        if constexpr (T::kHasY) own_y = y[row].values[i];
+        *reinterpret_cast<float4*>(buffers.x + row * padded + k) = own_x;
         if constexpr (T::kOneNorm) {
-          max_z = fmaxf(max_z, abs_x);
+          max_z[row] = fmaxf(max_z[row], MaxAbs(own_x));
         } else {
-          *reinterpret_cast<float4*>(buffers.y + row * padded + k) = y[i];
-          const float abs_y =
-              fmaxf(fmaxf(fabsf(y[i].x), fabsf(y[i].y)), fmaxf(fabsf(y[i].z), fabsf(y[i].w)));
-          max_z = fmaxf(fmaxf(max_z, abs_y), root_eps * abs_x);
+          *reinterpret_cast<float4*>(buffers.y + row * padded + k) = own_y;
+          max_z[row] = fmaxf(fmaxf(max_z[row], MaxAbs(own_y)), root_eps * MaxAbs(own_x));
         }
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) {
-          max_t[o] = max(max_t[o], max(max(AbsBits(y[i].x * w2[o].x), AbsBits(y[i].y * w2[o].y)),
-                                       max(AbsBits(y[i].z * w2[o].z), AbsBits(y[i].w * w2[o].w))));
+          max_t[o][row] = max(max_t[o][row], MaxAbsBits(Times(own_y, w2[o])));
         }
       }
     }
-    const uint32_t z_bits = __reduce_max_sync(0xffffffffu, FloatToBits(max_z));
+  }
 #pragma unroll
-    for (int o = 0; o < kOutputs; ++o) max_t[o] = __reduce_max_sync(0xffffffffu, max_t[o]);
+  for (int row = 0; row < kRows; ++row) {
+    const uint32_t z_bits = __reduce_max_sync(0xffffffffu, FloatToBits(max_z[row]));
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      max_t[o][row] = __reduce_max_sync(0xffffffffu, max_t[o][row]);
+    }
     if (threadIdx.x % 32 == 0) {
       block.max_z[row][warp] = z_bits;
 #pragma unroll
-      for (int o = 0; o < kOutputs; ++o) block.max_t[o][row][warp] = max_t[o];
+      for (int o = 0; o < kOutputs; ++o) block.max_t[o][row][warp] = max_t[o][row];
     }
   }
+}
+
+// The contract's tree of sums: strides 1 to 32 by a warp that has lanes 2n and 2n + 1 of 64 ...
+__device__ __forceinline__ float PairTreeSum(const float2& pair) {
+  return WarpTreeSum(pair.x + pair.y);
+}
+// ... and strides 64 and 128.
+__device__ __forceinline__ float CrossPairTreeSum(const float (&warps)[kSummingWarps]) {
+  static_assert(kSummingWarps == 4);
+  return (warps[0] + warps[1]) + (warps[2] + warps[3]);
 }
 
 // The ordered sums of the rows' norms, by the summing warps.
@@ -102,42 +169,45 @@ template <NormKind kKind, int kRows>
 __device__ __forceinline__ void Sums(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                      const StageBuffers& buffers) {
   constexpr bool kOneNorm = StageTraits<kKind>::kOneNorm;
-  const int norm_lane = threadIdx.x - 32 * kFirstSummingWarp;
-  float sum_xx[kRows] = {};
-  float sum_yy[kRows] = {};
+  const int warp = threadIdx.x / 32 - kQuantizingWarps;
+  const int first = 64 * warp + 2 * (threadIdx.x % 32);
+  float2 xx[kRows] = {};
+  float2 yy[kRows] = {};
+  // Beyond a row are zeros: one of them may be the second of a pair.
 #pragma unroll 4
-  for (int k = norm_lane; k < args.cols; k += kNormLanes) {
+  for (int k = first; k < args.cols; k += kNormLanes) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      const float x = buffers.x[row * args.padded_cols + k];
-      sum_xx[row] = fmaf(x, x, sum_xx[row]);
+      const auto x = *reinterpret_cast<const float2*>(buffers.x + row * args.padded_cols + k);
+      xx[row] = make_float2(fmaf(x.x, x.x, xx[row].x), fmaf(x.y, x.y, xx[row].y));
       if constexpr (!kOneNorm) {
-        const float y = buffers.y[row * args.padded_cols + k];
-        sum_yy[row] = fmaf(y, y, sum_yy[row]);
+        const auto y = *reinterpret_cast<const float2*>(buffers.y + row * args.padded_cols + k);
+        yy[row] = make_float2(fmaf(y.x, y.x, yy[row].x), fmaf(y.y, y.y, yy[row].y));
       }
     }
   }
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    sum_xx[row] = WarpTreeSum(sum_xx[row]);
-    if constexpr (!kOneNorm) sum_yy[row] = WarpTreeSum(sum_yy[row]);
+    const float sum_xx = PairTreeSum(xx[row]);
+    const float sum_yy = kOneNorm ? 0.0f : PairTreeSum(yy[row]);
     if (threadIdx.x % 32 == 0) {
-      block.partials[row].xx[norm_lane / 32] = sum_xx[row];
-      block.partials[row].yy[norm_lane / 32] = sum_yy[row];
+      block.sum_xx[row][warp] = sum_xx;
+      block.sum_yy[row][warp] = sum_yy;
     }
   }
 }
 
+// From the sums and row_max.
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ RowScale Scale(const PersistentBlock<kRows>& block,
                                           const DecodeArgs& args, int output, int row) {
   const float n = static_cast<float>(args.cols);
   const float max_abs = BitsToFloat(block.row_max[output][row]);
-  const float sum_xx = CrossWarpTreeSum(block.partials[row].xx);
+  const float sum_xx = CrossPairTreeSum(block.sum_xx[row]);
   if constexpr (StageTraits<kKind>::kOneNorm) {
     return ScaleOneNorm(sum_xx, max_abs, n, args.eps);
   } else {
-    return ScaleTwoNorms(sum_xx, CrossWarpTreeSum(block.partials[row].yy), max_abs, n, args.eps);
+    return ScaleTwoNorms(sum_xx, CrossPairTreeSum(block.sum_yy[row]), max_abs, n, args.eps);
   }
 }
 
@@ -148,7 +218,7 @@ __device__ __forceinline__ void QuantizeAll(
   constexpr int kOutputs = StageTraits<kKind>::kOutputs;
   const int padded = args.padded_cols;
   int32_t sums[kOutputs][kRows] = {};
-  for (int k = 4 * threadIdx.x; k < padded; k += 4 * kComputingThreads) {
+  for (int k = 4 * threadIdx.x; k < padded; k += 4 * 32 * kQuantizingWarps) {
     float4 y[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
@@ -176,13 +246,15 @@ __device__ __forceinline__ void QuantizeAll(
   }
 }
 
-// The codes of all rows, from the warps' maxima.
+// The codes of all rows, from the warps' maxima, and the sums of their norms.
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void QuantizeBlock(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                               const StageBuffers& buffers) {
   constexpr int kOutputs = StageTraits<kKind>::kOutputs;
   const int thread = threadIdx.x;
-  const int from = min(thread % 32, kComputingWarps - 1);
+  const bool quantizes = thread < 32 * kQuantizingWarps;
+  const int from = thread % kPersistentWarps;
+  if (!quantizes) Sums<kKind>(block, args, buffers);
   float scales[kOutputs][kRows];
   bool plain = true;
 #pragma unroll
@@ -206,23 +278,21 @@ __device__ __forceinline__ void QuantizeBlock(PersistentBlock<kRows>& block, con
     }
   }
   if (plain) {
-    QuantizeAll<kKind, true>(block, args, buffers, scales);
+    if (quantizes) QuantizeAll<kKind, true>(block, args, buffers, scales);
     return;
   }
-  Sync<Among::kComputing>();
-  if (thread >= 32 * kFirstSummingWarp) Sums<kKind>(block, args, buffers);
-  Sync<Among::kComputing>();
+  __syncthreads();
   if (thread < kOutputs * kRows) {
     block.code_scales[thread % kOutputs][thread / kOutputs] =
         Scale<kKind>(block, args, thread % kOutputs, thread / kOutputs).code;
   }
-  Sync<Among::kComputing>();
+  __syncthreads();
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) scales[o][row] = block.code_scales[o][row];
   }
-  QuantizeAll<kKind, false>(block, args, buffers, scales);
+  if (quantizes) QuantizeAll<kKind, false>(block, args, buffers, scales);
 }
 
 }  // namespace mmfree::cuda

@@ -13,18 +13,10 @@
 
 namespace mmfree::cuda {
 
-inline constexpr int kPieceBytes = kBlockBytes / 4;
-
-// Units of one tile, one after the other. A unit is one or more pieces of k-blocks that follow each
-// other.
-struct UnitRun {
-  uint32_t at;  // of the first, in 16 bytes from where the weights begin
-  int units;
-};
-
 // Each lane copies, and later reads, 16 bytes of a piece by itself, so that nothing but its own
-// copies is waited for. One object a thread. kDepth units of kPieces pieces.
-template <int kDepth, int kPieces = 1>
+// copies is waited for. One object a thread. kDepth units of kPieces pieces. kMayHalve: runs may be
+// kHalved; a unit's first 256 bytes are then eight rows of one k-block, the others of the next.
+template <int kDepth, int kPieces = 1, bool kMayHalve = false>
 class WeightRing {
  public:
   static constexpr int kUnitBytes = kPieces * kPieceBytes;
@@ -76,7 +68,7 @@ class WeightRing {
                      "l"(from_ + i * kBlockBytes)
                      : "memory");
       }
-      from_ += kPieces * kBlockBytes;
+      from_ += kMayHalve ? step_ : kPieces * kBlockBytes;
       fetch_at_ = Next(fetch_at_);
       if (--left_ == 0) BeginRun();
     }
@@ -99,12 +91,13 @@ class WeightRing {
   int run_ = 0;   // the next to begin
   int left_ = 0;  // units of the present run
   const uint8_t* from_ = nullptr;
-  uint32_t fetch_at_ = 0;  // offset of the place of the next unit to copy,
-  uint32_t read_at_ = 0;   // and to read
+  uint32_t step_ = kPieces * kBlockBytes;  // from a unit to the next, of the present run
+  uint32_t fetch_at_ = 0;                  // offset of the place of the next unit to copy,
+  uint32_t read_at_ = 0;                   // and to read
 };
 
-template <int kDepth, int kPieces>
-__device__ __forceinline__ void WeightRing<kDepth, kPieces>::Start() {
+template <int kDepth, int kPieces, bool kMayHalve>
+__device__ __forceinline__ void WeightRing<kDepth, kPieces, kMayHalve>::Start() {
   __syncwarp();
   if (layer_end_ == 0) layers_left_ = 0;
   BeginRun();
@@ -112,8 +105,8 @@ __device__ __forceinline__ void WeightRing<kDepth, kPieces>::Start() {
 }
 
 // Goes to the run at run_, if there is one.
-template <int kDepth, int kPieces>
-__device__ __forceinline__ void WeightRing<kDepth, kPieces>::BeginRun() {
+template <int kDepth, int kPieces, bool kMayHalve>
+__device__ __forceinline__ void WeightRing<kDepth, kPieces, kMayHalve>::BeginRun() {
   if (layers_left_ > 0 && run_ == layer_end_) {
     // What follows the layers has its own places in the list.
     if (--layers_left_ > 0) run_ = 0;
@@ -122,8 +115,17 @@ __device__ __forceinline__ void WeightRing<kDepth, kPieces>::BeginRun() {
   if (layers_left_ == 0 && run_ >= listed_) return;
   const UnitRun run = runs_[run_++];
   const uint64_t layer_at = layers_left_ > 0 ? uint64_t{weights_.stride} * layer_ : 0;
-  from_ = weights_.first + (layer_at + run.at + threadIdx.x % 32) * 16;
+  uint32_t lane = threadIdx.x % 32;
   left_ = run.units;
+  if constexpr (kMayHalve) {
+    const bool halved = run.units >= kHalved;
+    if (halved) {
+      left_ -= kHalved;
+      lane = lane % 16 + lane / 16 * (kBlockBytes / 16);
+    }
+    step_ = halved ? 2 * kBlockBytes : kBlockBytes;
+  }
+  from_ = weights_.first + (layer_at + run.at + lane) * 16;
 }
 
 }  // namespace mmfree::cuda
