@@ -17,6 +17,7 @@
 #include "server/model/loader.h"
 #include "server/model/packed.h"
 #include "server/model/parallel.h"
+#include "server/model/region.h"
 #include "server/model/sha256.h"
 #include "server/model/weight_table.h"
 
@@ -214,6 +215,8 @@ class Packer {
           MMFREE_RETURN_IF_ERROR(CopyEmbedding(source, out));
           break;
       }
+      // A checkpoint is several times as large as what is made of it.
+      GiveBack({source.tensor->data, static_cast<size_t>(source.tensor->bytes)});
     }
     parts_.sha256[t] = Sha256Hex(absl::MakeConstSpan(out, static_cast<size_t>(tensor.bytes)));
     return absl::OkStatus();

@@ -45,6 +45,11 @@ class Region {
   bool writable_ = false;
 };
 
+// Takes the whole pages of `bytes`, which lie in a file that MapFile mapped, out of resident
+// memory; they come back from the file when they are read again. A hint: what fails changes
+// nothing.
+void GiveBack(absl::Span<const uint8_t> bytes);
+
 }  // namespace mmfree
 
 #endif  // MMFREE_SERVER_MODEL_REGION_H_

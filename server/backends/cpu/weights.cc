@@ -1,8 +1,5 @@
 #include "server/backends/cpu/weights.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -37,15 +34,6 @@ std::vector<Copy> Copies(const Model& model, Weights* weights) {
   return copies;
 }
 
-// Takes the whole pages within [begin, end), of a file mapped read-only, out of resident memory.
-void GiveBack(const uint8_t* begin, const uint8_t* end) {
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / page * page;
-  // A hint: the copy is as good without.
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
 // The row groups that begin in the thread's share of the rows; the last share takes what is left.
 void CopySlices(const Copy& copy, int thread, int threads, bool give_back) {
   const int64_t part_rows = copy.from->rows / copy.parts;
@@ -60,7 +48,7 @@ void CopySlices(const Copy& copy, int thread, int threads, bool give_back) {
     const int64_t bytes = (end - begin) * group_bytes;
     memcpy(const_cast<uint8_t*>(copy.to->codes) + begin * group_bytes, from,
            static_cast<size_t>(bytes));
-    if (give_back) GiveBack(from, from + bytes);
+    if (give_back) GiveBack({from, static_cast<size_t>(bytes)});
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
@@ -145,6 +146,40 @@ TEST(PublishedTest, DtypeShardsAndThreadsDoNotChangeCodesOrScales) {
       }
     }
   }
+}
+
+// Bytes of files that are mapped and resident in this process.
+int64_t ResidentFileBytes() {
+  std::ifstream file("/proc/self/status");
+  for (std::string word; file >> word;) {
+    int64_t kib = 0;
+    if (word == "RssFile:" && file >> kib) return kib * 1024;
+  }
+  return -1;
+}
+
+TEST(PublishedTest, WhatHasBeenPackedDoesNotStayInMemory) {
+  ModelConfig config = TinyCheckpoint::OddConfig();
+  // Matrices large enough for the whole pages of neighbours, which may be huge, to count little.
+  config.hidden_size = 1024;
+  config.intermediate_size = 4096;
+  config.num_layers = 1;
+  const TinyCheckpoint tiny(config);
+  const TempDirectory directory;
+  tiny.Write(directory, "F32");
+  const int64_t before = ResidentFileBytes();
+  ASSERT_GT(before, 0);
+  int64_t total_bytes = 0;
+  int64_t resident = 0;
+  LoadOptions options;
+  options.progress = [&](int64_t done, int64_t total) {
+    if (done < total) return;
+    total_bytes = total;
+    resident = ResidentFileBytes();  // the checkpoint is still mapped
+  };
+  ASSERT_NE(LoadOrDie(directory, options), nullptr);
+  ASSERT_GT(total_bytes, 60 << 20);
+  EXPECT_LT(resident - before, total_bytes / 2);
 }
 
 TEST(PublishedTest, TheDigestChangesWithEveryTensorAndEveryNumberOfTheConfig) {
