@@ -1,12 +1,10 @@
 // The recurrence over chunks of tokens: sequential in the tokens of a row, parallel over channels
 // and rows.
 //
-// Long rows: a block owns 8 channels (a 32-byte sector) of one row. Its warps form the gates of 256
-// tokens at a time in parallel, eight threads then chain the 256 states (one fma each), and all
-// warps form the outputs while the next tokens' values are already on their way. Several blocks
-// share a multiprocessor, so that one computes while another chains; where there are too few of
-// them for that, a warp of each block chains a tile while its other warps have the next and the
-// last.
+// Long rows: a block owns 8 channels (a 32-byte sector) of one row. In tiles of 256 tokens, eight
+// of its warps form the gates of one tile in parallel and the outputs of the one two before, while
+// eight threads of another warp chain the states of the tile between (one fma each); the values of
+// the next tile are on their way.
 //
 // Short rows (at most kShortRowTokens, decoding rows beside prompts above all) would leave most of
 // such a tile empty: there a thread takes one channel of one row through all its tokens, and leaves
@@ -26,7 +24,23 @@ constexpr int kThreads = 256;
 constexpr int kTokenGroups = kThreads / kChannels;
 constexpr int kTokensPerThread = 8;
 constexpr int kTileTokens = kTokenGroups * kTokensPerThread;
-constexpr int kChain = 16;  // states chained between accesses to shared memory
+constexpr int kChain = 8;  // states chained between accesses to shared memory
+// Floats of a channel in a tile: tokens, and as many more that a warp's accesses (a token each of
+// four groups, of eight channels) and those of the chaining threads (16 bytes each) meet no bank
+// twice.
+constexpr int kTileStride = kTileTokens + 4;
+
+// Recur (numerics.h) in two parts, of a tile of tokens: f and i of every token, then
+// state = fma(f, state, i).
+struct ScanTile {
+  float keep[kChannels][kTileStride];  // f; then the states
+  float add[kChannels][kTileStride];   // silu(i) * (1 - f)
+};
+
+// A thread's tokens of a tile: one of each kTokenGroups.
+__device__ __forceinline__ int OwnToken(int i) {
+  return i * kTokenGroups + static_cast<int>(threadIdx.x) / kChannels;
+}
 
 // The values of a thread's tokens in one tile.
 struct TileValues {
@@ -35,42 +49,114 @@ struct TileValues {
   float g[kTokensPerThread];
 };
 
-__device__ __forceinline__ void LoadTile(const ScanArgs& args, int32_t first_token,
-                                         int32_t num_tokens, int32_t channel, bool in_range,
-                                         TileValues* values) {
+// Of the tile that begins at a row's token `first`.
+__device__ __forceinline__ void LoadTile(const ScanArgs& args, const RowInput& row, int32_t first,
+                                         int32_t channel, bool in_range, TileValues* values) {
 #pragma unroll
   for (int i = 0; i < kTokensPerThread; ++i) {
-    const bool valid = in_range && i < num_tokens;
-    const int64_t at = int64_t{first_token + i} * args.ld + channel;
-    values->forget[i] = valid ? args.forget[at] : 0.0f;
-    values->input[i] = valid ? args.input[at] : 0.0f;
+    const int32_t token = first + OwnToken(i);
+    const bool valid = in_range && token < row.num_tokens;
+    const int64_t at = int64_t{row.first_token + token} * args.ld + channel;
+    // Ones for those that do not exist: zeros would take DivideBatch off its quick path.
+    values->forget[i] = valid ? args.forget[at] : 1.0f;
+    values->input[i] = valid ? args.input[at] : 1.0f;
     values->g[i] = valid ? args.g[at] : 0.0f;
   }
 }
 
-// Chains the states of a channel through a tile and leaves each in `keep`; returns the last one.
-__device__ __forceinline__ float Chain(float (&keep)[kTileTokens][kChannels],
-                                       const float (&add)[kTileTokens][kChannels], int lane,
-                                       int32_t tokens, float state) {
-  int32_t n = 0;
-  for (; n + kChain <= tokens; n += kChain) {
-    float f[kChain];
-    float i[kChain];
+// What depends on a channel alone.
+struct ScanChannel {
+  float lower_bound = 0.0f;
+  float g_norm = 0.0f;
+
+  __device__ __forceinline__ ScanChannel(const ScanArgs& args, int32_t channel, bool in_range) {
+    if (!in_range) return;
+    lower_bound = args.lower_bound[channel];
+    g_norm = args.g_norm[channel];
+  }
+};
+
+// f and i of a thread's tokens.
+__device__ __forceinline__ void FormGates(const TileValues& values, const ScanChannel& channel,
+                                          int lane, ScanTile* tile) {
+  float sigmoid[kTokensPerThread];
+  float silu[kTokensPerThread];
+  SigmoidBatch(values.forget, sigmoid);
+  SiluBatch(values.input, silu);
 #pragma unroll
-    for (int j = 0; j < kChain; ++j) {
-      f[j] = keep[n + j][lane];
-      i[j] = add[n + j][lane];
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const float f = fmaf(1.0f - channel.lower_bound, sigmoid[i], channel.lower_bound);
+    tile->keep[lane][OwnToken(i)] = f;
+    tile->add[lane][OwnToken(i)] = silu[i] * (1.0f - f);
+  }
+}
+
+// Outputs of a thread's tokens (GateOutput of numerics.h), of a tile that begins at the row's token
+// `first`.
+__device__ __forceinline__ void StoreOutputs(const ScanArgs& args, const RowInput& row,
+                                             int32_t first, int32_t at_channel, bool in_range,
+                                             const ScanChannel& channel, int lane,
+                                             const ScanTile& tile,
+                                             const float (&g)[kTokensPerThread]) {
+  float states[kTokensPerThread];
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) states[i] = tile.keep[lane][OwnToken(i)];
+  SiluBatch(states, states);
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const int32_t token = first + OwnToken(i);
+    if (in_range && token < row.num_tokens) {
+      args.y[int64_t{row.first_token + token} * args.ld + at_channel] =
+          (g[i] * channel.g_norm) * states[i];
     }
+  }
+}
+
+__device__ __forceinline__ void LoadChain(const float* from, float (&to)[kChain]) {
+#pragma unroll
+  for (int j = 0; j < kChain; j += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + j);
+    to[j] = quad.x;
+    to[j + 1] = quad.y;
+    to[j + 2] = quad.z;
+    to[j + 3] = quad.w;
+  }
+}
+
+// Chains the states of channel `lane` through the first `tokens` of a tile and leaves each in
+// `keep`; returns the last one. The next values are read while states are formed.
+__device__ __forceinline__ float Chain(ScanTile* tile, int lane, int32_t tokens, float state) {
+  float* const keep = tile->keep[lane];
+  const float* const add = tile->add[lane];
+  float f[kChain];
+  float i[kChain];
+  LoadChain(keep, f);
+  LoadChain(add, i);
+  int32_t n = 0;
+#pragma unroll 2
+  for (; n + kChain <= tokens; n += kChain) {
+    float next_f[kChain];
+    float next_i[kChain];
+    const int32_t next = n + kChain < kTileTokens ? n + kChain : n;
+    LoadChain(keep + next, next_f);
+    LoadChain(add + next, next_i);
     // A register for each state: one that is stored and overwritten would wait for the store.
 #pragma unroll
     for (int j = 0; j < kChain; ++j) f[j] = fmaf(f[j], j == 0 ? state : f[j - 1], i[j]);
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) keep[n + j][lane] = f[j];
     state = f[kChain - 1];
+#pragma unroll
+    for (int j = 0; j < kChain; j += 4) {
+      *reinterpret_cast<float4*>(keep + n + j) = make_float4(f[j], f[j + 1], f[j + 2], f[j + 3]);
+    }
+#pragma unroll
+    for (int j = 0; j < kChain; ++j) {
+      f[j] = next_f[j];
+      i[j] = next_i[j];
+    }
   }
   for (; n < tokens; ++n) {
-    state = fmaf(keep[n][lane], state, add[n][lane]);
-    keep[n][lane] = state;
+    state = fmaf(keep[n], state, add[n]);
+    keep[n] = state;
   }
   return state;
 }
@@ -137,192 +223,65 @@ __global__ void __launch_bounds__(kThreads) ShortScanKernel(const ScanArgs args)
   *state_at = state;
 }
 
-__global__ void __launch_bounds__(kThreads) ScanKernel(const ScanArgs args) {
-  // Recur (numerics.h) in two parts: f and i of every token, then state = fma(f, state, i).
-  __shared__ float keep[kTileTokens][kChannels];  // f; then the states
-  __shared__ float add[kTileTokens][kChannels];   // silu(i) * (1 - f)
-
-  WaitForPrevious();
-  AllowNext();
-  const int32_t short_rows = args.counts->short_rows;
-  if (static_cast<int32_t>(blockIdx.y) >= args.counts->rows - short_rows) return;
-  const RowInput row = args.rows[short_rows + blockIdx.y];
-  const int lane = threadIdx.x % kChannels;
-  const bool chains = threadIdx.x < kChannels;
-  const int32_t channel = blockIdx.x * kChannels + lane;
-  const bool in_range = channel < args.dim;
-  const float lower_bound = in_range ? args.lower_bound[channel] : 0.0f;
-  const float one_minus_lower_bound = 1.0f - lower_bound;
-  const float g_norm = in_range ? args.g_norm[channel] : 0.0f;
-  float* const state_at = args.states + row.slot * args.state_stride + channel;
-  float state = chains && in_range ? *state_at : 0.0f;
-
-  const int own = threadIdx.x / kChannels * kTokensPerThread;  // first token of a tile
-  TileValues values;
-  LoadTile(args, row.first_token + own, row.num_tokens - own, channel, in_range, &values);
-  for (int32_t first = 0; first < row.num_tokens; first += kTileTokens) {
-    float g[kTokensPerThread];
-    float sigmoid[kTokensPerThread];
-    float silu[kTokensPerThread];
-    SigmoidBatch(values.forget, sigmoid);
-    SiluBatch(values.input, silu);
-#pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) {
-      const float f = fmaf(one_minus_lower_bound, sigmoid[i], lower_bound);
-      keep[own + i][lane] = f;
-      add[own + i][lane] = silu[i] * (1.0f - f);
-      g[i] = values.g[i];
-    }
-    const int32_t next = first + kTileTokens + own;
-    LoadTile(args, row.first_token + next, row.num_tokens - next, channel, in_range, &values);
-    __syncthreads();
-    const int32_t tile_tokens = min(kTileTokens, row.num_tokens - first);
-    if (chains) state = Chain(keep, add, lane, tile_tokens, state);
-    __syncthreads();
-    const int32_t own_tokens = tile_tokens - own;
-    float states[kTokensPerThread];
-    float silu_state[kTokensPerThread];
-#pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) states[i] = keep[own + i][lane];
-    SiluBatch(states, silu_state);
-#pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) {
-      if (in_range && i < own_tokens) {
-        // GateOutput of numerics.h.
-        args.y[int64_t{row.first_token + first + own + i} * args.ld + channel] =
-            (g[i] * g_norm) * silu_state[i];
-      }
-    }
-  }
-  if (chains && in_range) *state_at = state;
-}
-
-// Of PipedScanKernel: the last warp chains.
-constexpr int kPipedThreads = kThreads + 32;
-
-// Chain, with the values of the next states read while these are formed.
-__device__ __forceinline__ float ChainReadingAhead(float (&keep)[kTileTokens][kChannels],
-                                                   const float (&add)[kTileTokens][kChannels],
-                                                   int lane, int32_t tokens, float state) {
-  float f[kChain];
-  float i[kChain];
-  int32_t n = 0;
-  if (kChain <= tokens) {
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) {
-      f[j] = keep[j][lane];
-      i[j] = add[j][lane];
-    }
-  }
-  for (; n + kChain <= tokens; n += kChain) {
-    float next_f[kChain];
-    float next_i[kChain];
-    const bool more = n + 2 * kChain <= tokens;
-    const int32_t next = more ? n + kChain : n;
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) {
-      next_f[j] = keep[next + j][lane];
-      next_i[j] = add[next + j][lane];
-    }
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) f[j] = fmaf(f[j], j == 0 ? state : f[j - 1], i[j]);
-    state = f[kChain - 1];
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) keep[n + j][lane] = f[j];
-#pragma unroll
-    for (int j = 0; j < kChain; ++j) {
-      f[j] = next_f[j];
-      i[j] = next_i[j];
-    }
-  }
-  for (; n < tokens; ++n) {
-    state = fmaf(keep[n][lane], state, add[n][lane]);
-    keep[n][lane] = state;
-  }
-  return state;
-}
+// The last warp chains.
+constexpr int kScanThreads = kThreads + 32;
 
 // The chain of one tile beside the gates of the next and the outputs of the last.
-__global__ void __launch_bounds__(kPipedThreads) PipedScanKernel(const ScanArgs args) {
-  // Recur (numerics.h) in two parts: f and i of every token, then state = fma(f, state, i).
-  __shared__ float keep[2][kTileTokens][kChannels];  // f; then the states
-  __shared__ float add[2][kTileTokens][kChannels];   // silu(i) * (1 - f)
+__global__ void __launch_bounds__(kScanThreads) ScanKernel(const ScanArgs args) {
+  __shared__ __align__(16) ScanTile tiles[2];
 
   WaitForPrevious();
   AllowNext();
   const int32_t short_rows = args.counts->short_rows;
   if (static_cast<int32_t>(blockIdx.y) >= args.counts->rows - short_rows) return;
   const RowInput row = args.rows[short_rows + blockIdx.y];
-  const int32_t tiles = static_cast<int32_t>(CeilDiv(row.num_tokens, kTileTokens));
+  const int32_t num_tiles = static_cast<int32_t>(CeilDiv(row.num_tokens, kTileTokens));
   const int lane = threadIdx.x % kChannels;
-  const int32_t channel = blockIdx.x * kChannels + lane;
-  const bool in_range = channel < args.dim;
+  const int32_t at_channel = blockIdx.x * kChannels + lane;
+  const bool in_range = at_channel < args.dim;
 
   if (threadIdx.x >= kThreads) {
     // The chaining warp, of which eight lanes have a channel each.
     const bool chains = threadIdx.x < kThreads + kChannels;
-    float* const state_at = args.states + row.slot * args.state_stride + channel;
+    float* const state_at = args.states + row.slot * args.state_stride + at_channel;
     float state = chains && in_range ? *state_at : 0.0f;
     __syncthreads();
-    for (int32_t tile = 0; tile <= tiles; ++tile) {
-      const int32_t tokens = min(kTileTokens, row.num_tokens - tile * kTileTokens);
-      if (chains && tile < tiles) {
-        state = ChainReadingAhead(keep[tile % 2], add[tile % 2], lane, tokens, state);
-      }
+    for (int32_t n = 0; n <= num_tiles; ++n) {
+      const int32_t tokens = min(kTileTokens, row.num_tokens - n * kTileTokens);
+      if (chains && n < num_tiles) state = Chain(&tiles[n % 2], lane, tokens, state);
       __syncthreads();
     }
     if (chains && in_range) *state_at = state;
     return;
   }
 
-  const float lower_bound = in_range ? args.lower_bound[channel] : 0.0f;
-  const float one_minus_lower_bound = 1.0f - lower_bound;
-  const float g_norm = in_range ? args.g_norm[channel] : 0.0f;
-  const int own = threadIdx.x / kChannels * kTokensPerThread;  // first token of a tile
+  const ScanChannel channel(args, at_channel, in_range);
   TileValues values;
   float g[2][kTokensPerThread];  // of the tile that is chained, and of the one before
-  const auto load = [&](int32_t tile) {
-    const int32_t first = tile * kTileTokens + own;
-    LoadTile(args, row.first_token + first, row.num_tokens - first, channel, in_range, &values);
-  };
   // The gates of the tile in `values`, which then takes the next one.
-  const auto form_gates = [&](int32_t tile) {
-    float sigmoid[kTokensPerThread];
-    float silu[kTokensPerThread];
-    SigmoidBatch(values.forget, sigmoid);
-    SiluBatch(values.input, silu);
+  const auto form_gates = [&](int32_t n) {
+    FormGates(values, channel, lane, &tiles[n % 2]);
 #pragma unroll
     for (int i = 0; i < kTokensPerThread; ++i) {
-      const float f = fmaf(one_minus_lower_bound, sigmoid[i], lower_bound);
-      keep[tile % 2][own + i][lane] = f;
-      add[tile % 2][own + i][lane] = silu[i] * (1.0f - f);
       g[1][i] = g[0][i];
       g[0][i] = values.g[i];
     }
-    load(tile + 1);
+    LoadTile(args, row, (n + 1) * kTileTokens, at_channel, in_range, &values);
   };
-  load(0);
+  LoadTile(args, row, 0, at_channel, in_range, &values);
   form_gates(0);
   __syncthreads();
-  for (int32_t tile = 0; tile <= tiles; ++tile) {
-    // Threads write in `keep` and read of it only their own tokens, so that what the next tile
+  for (int32_t n = 0; n <= num_tiles; ++n) {
+    // Threads write in a tile and read of it only their own tokens, so that what the next one
     // overwrites has been read.
-    if (tile > 0) {
-      const int32_t first = (tile - 1) * kTileTokens + own;
-      float states[kTokensPerThread];
+    if (n > 0) {
+      float last[kTokensPerThread];
 #pragma unroll
-      for (int i = 0; i < kTokensPerThread; ++i) states[i] = keep[(tile - 1) % 2][own + i][lane];
-      SiluBatch(states, states);
-#pragma unroll
-      for (int i = 0; i < kTokensPerThread; ++i) {
-        if (in_range && first + i < row.num_tokens) {
-          // GateOutput of numerics.h.
-          args.y[int64_t{row.first_token + first + i} * args.ld + channel] =
-              ((tile < tiles ? g[1][i] : g[0][i]) * g_norm) * states[i];
-        }
-      }
+      for (int i = 0; i < kTokensPerThread; ++i) last[i] = n < num_tiles ? g[1][i] : g[0][i];
+      StoreOutputs(args, row, (n - 1) * kTileTokens, at_channel, in_range, channel, lane,
+                   tiles[(n - 1) % 2], last);
     }
-    if (tile + 1 < tiles) form_gates(tile + 1);
+    if (n + 1 < num_tiles) form_gates(n + 1);
     __syncthreads();
   }
 }
@@ -337,11 +296,7 @@ cudaError_t LaunchScan(const ScanArgs& args, int32_t max_short_rows, int32_t max
     if (error != cudaSuccess || max_long_rows == 0) return error;
   }
   const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kChannels)), max_long_rows);
-  // As measured (decision 0208): where two blocks or fewer share a multiprocessor.
-  if (context.hopper && int64_t{grid.x} * grid.y <= int64_t{2} * context.num_sms) {
-    return Launch<PipedScanKernel>(context, grid, dim3(kPipedThreads), 0, args);
-  }
-  return Launch<ScanKernel>(context, grid, dim3(kThreads), 0, args);
+  return Launch<ScanKernel>(context, grid, dim3(kScanThreads), 0, args);
 }
 
 }  // namespace mmfree::cuda
