@@ -86,6 +86,14 @@ std::vector<Subject> Subjects() {
   persistent.config = *ConfigForShape("370m");
   persistent.cpu_isa = "auto";
   subjects.push_back(persistent);
+  // Rows so long that a thread has several quads of one (quantize_row.cu).
+  Subject long_rows;
+  long_rows.name = "LongRowsWide";
+  long_rows.config = Shape(97, 2820, 4200, 1);
+  long_rows.kernels = Kernels::kWide;
+  long_rows.cpu_isa = "auto";
+  long_rows.batches = {1, 3, 64, 300};
+  subjects.push_back(long_rows);
   // The published shapes. Their reference is the fastest CPU kernels, which their own tests hold to
   // the scalar ones; the small batches are enough for the choices that small models cover.
   for (const std::string shape : {"tales", "370m", "1.3b", "2.7b"}) {
@@ -160,8 +168,9 @@ TEST_P(EqualityTest, SmallStepsInTurn) {
 TEST_P(EqualityTest, ChunksAndDecodingRowsTogether) {
   RowMaker maker(GetParam().config, 2);
   // Tokens a row; a step may mix single tokens with chunks that end anywhere in a tile.
-  const std::vector<std::vector<int32_t>> steps = {{1, 5},    {64, 1, 1}, {65, 3, 1, 130},
-                                                   {1, 1, 1}, {257},      {500, 1, 2, 1, 7, 1, 63}};
+  const std::vector<std::vector<int32_t>> steps = {
+      {1, 5},      {64, 1, 1}, {65, 3, 1, 130}, {1, 1, 1}, {257}, {500, 1, 2, 1, 7, 1, 63},
+      {900, 1, 40}};
   for (size_t n = 0; n < steps.size(); ++n) {
     const std::string what = "mixed step " + std::to_string(n);
     maker.Clear();

@@ -268,8 +268,8 @@ __global__ void __launch_bounds__(kMaxThreads<kKind, kQuads>, kMinBlocks<kKind, 
   const int num_warps = static_cast<int>(blockDim.x) / 32;
   const int32_t row = static_cast<int32_t>(blockIdx.x);
 
-  // The step's inputs come from a kernel that has ended when this one starts, as have those that
-  // wrote the states: the previous one let this one start (AllowNext) after one before it had.
+  // The step's inputs and the states come from kernels so long before that they have ended when
+  // this one starts (README.md).
   RowQuads<kKind, kQuads> quads(args);
   const bool exists = args.row_offset + row < __ldcg(args.num_rows);
   int64_t source = row;
