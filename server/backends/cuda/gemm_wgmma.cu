@@ -1,12 +1,10 @@
 // int8 x ternary product with wgmma, for many tokens (compute capability 9.0).
 //
-// A block computes kRows slots x kTokens tokens. One warp keeps a ring of stages full with bulk
-// copies (a stage is 128 columns: the tokens' codes as they lie in memory, and the weights'); the
-// warpgroups turn their weights into register fragments and multiply. Warpgroups divide the rows
-// or, for narrow outputs, the columns of the product; integer sums make any split exact.
-#include <cuda_runtime.h>
-
-#include <algorithm>
+// A block computes tiles of 64 * kRowBlocks slots x kTokens tokens. One thread keeps a ring of
+// stages full with bulk copies (a stage is 128 columns: the tokens' codes as they lie in memory,
+// and the weights'); the warpgroups turn their weights into register fragments and multiply.
+// Warpgroups divide the rows or, for narrow outputs, the columns of the product; integer sums make
+// any split exact.
 #include <iterator>
 
 #include "server/backends/cuda/batch_math.cuh"
