@@ -5,6 +5,9 @@
 // and the weights'); the warpgroups turn their weights into register fragments and multiply.
 // Warpgroups divide the rows or, for narrow outputs, the columns of the product; integer sums make
 // any split exact.
+#include <cuda_runtime.h>
+
+#include <algorithm>
 #include <iterator>
 
 #include "server/backends/cuda/batch_math.cuh"
@@ -394,9 +397,10 @@ cudaError_t LaunchBest(const GemmArgs& args, const LaunchContext& context) {
 }  // namespace
 
 cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context) {
-  // The last takes fewer reads of shared memory, and so less power: in whole forwards of 2048
-  // tokens of large models it is quicker than where it is timed by itself. blocks, row groups,
-  // split, tokens, stages, blocks an SM, ns a tile, ns a column block
+  // The constants of the last are such that whole forwards of many tokens take it where it is the
+  // quickest there; by itself it is not (decision 0208).
+  //
+  // blocks, row groups, split, tokens, stages, blocks an SM, ns a tile, ns a column block
   return LaunchBest<Tile<1, 1, 2, 16, 12, 2, 910, 86>, Tile<1, 1, 2, 32, 16, 2, 1950, 92>,
                     Tile<1, 1, 2, 64, 10, 2, 2340, 96>, Tile<1, 2, 1, 64, 8, 2, 1780, 177>,
                     Tile<2, 2, 1, 128, 8, 1, 8160, 656>, Tile<2, 2, 1, 160, 7, 1, 7500, 850>>(
