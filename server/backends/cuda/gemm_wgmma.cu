@@ -155,6 +155,12 @@ struct Place {
   int split;
 };
 
+// Lets a stage that the whole warp has read be filled again.
+__device__ __forceinline__ void Release(const Place& place, const uint64_t* empty) {
+  __syncwarp();
+  if (place.lane == 0) BarrierArrive(SharedAddress(empty));
+}
+
 // Finishes a warp's sums (what FinishToken of epilogue.cuh does, in batches): residuals of a batch
 // are read before any value is written, and divisions overlap.
 template <typename T, Epilogue kEpilogue, int kSums>
@@ -276,14 +282,12 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
       if (half == 1 && k_block + T::kSplit < k_blocks) load_words();
       WgmmaWait<1>();
       // The wait above ended the previous stage's last group.
-      if (half == 0 && k_block >= T::kSplit && place.lane == 0) {
-        BarrierArrive(SharedAddress(&shared.empty[last_stage]));
-      }
+      if (half == 0 && k_block >= T::kSplit) Release(place, &shared.empty[last_stage]);
     }
     last_stage = stage;
   }
   WgmmaWait<0>();
-  if (T::kSplit == 1 && place.lane == 0) BarrierArrive(SharedAddress(&shared.empty[last_stage]));
+  if constexpr (T::kSplit == 1) Release(place, &shared.empty[last_stage]);
   asm volatile("cp.async.wait_all;" ::: "memory");
   asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
 #pragma unroll
