@@ -32,15 +32,19 @@ std::string Core(int cpu, const std::string& directory) {
   return std::getline(file, siblings) ? siblings : absl::StrCat("cpu", cpu);
 }
 
-// Processors' worth of time that cgroup v2 grants, e.g. "200000 100000" for two.
-double CgroupQuota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
+// The quota over the period that the group's folder tells: one file "200000 100000" of cgroup v2,
+// or a file for each of v1. Infinite when there is none.
+double GroupQuota(const std::string& group) {
   std::string quota;
   std::string period;
   double quota_us = 0;
   double period_us = 0;
-  if (file >> quota >> period && absl::SimpleAtod(quota, &quota_us) &&
-      absl::SimpleAtod(period, &period_us) && quota_us > 0 && period_us > 0) {
+  std::ifstream both(group + "/cpu.max");
+  std::ifstream quota_file(group + "/cpu.cfs_quota_us");
+  std::ifstream period_file(group + "/cpu.cfs_period_us");
+  if (((both >> quota >> period) || (quota_file >> quota && period_file >> period)) &&
+      absl::SimpleAtod(quota, &quota_us) && absl::SimpleAtod(period, &period_us) && quota_us > 0 &&
+      period_us > 0) {
     return quota_us / period_us;
   }
   return std::numeric_limits<double>::infinity();
@@ -54,8 +58,31 @@ int AvailablePhysicalCores() {
   for (int cpu : allowed) distinct.insert(Core(cpu, kProcessorDirectory));
   const int cores = allowed.empty() ? static_cast<int>(std::thread::hardware_concurrency())
                                     : static_cast<int>(distinct.size());
-  const double quota = std::ceil(CgroupQuota());
+  const double quota = std::ceil(ProcessorQuota());
   return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
+}
+
+double ProcessorQuota(const std::string& groups, const std::string& membership) {
+  double least = std::numeric_limits<double>::infinity();
+  std::ifstream file(membership);
+  // "0::/path" for cgroup v2, "3:cpu,cpuacct:/path" for a hierarchy of v1.
+  for (std::string line; std::getline(file, line);) {
+    const std::vector<std::string> parts = absl::StrSplit(line, absl::MaxSplits(':', 2));
+    if (parts.size() != 3) continue;
+    const std::vector<absl::string_view> controllers = absl::StrSplit(parts[1], ',');
+    std::string group = groups;
+    if (!parts[1].empty()) {
+      if (std::find(controllers.begin(), controllers.end(), "cpu") == controllers.end()) continue;
+      group += "/cpu";
+    }
+    // From the root, which in a container is its own group, down to the process's: each may limit.
+    least = std::min(least, GroupQuota(group));
+    for (absl::string_view name : absl::StrSplit(parts[2], '/', absl::SkipEmpty())) {
+      absl::StrAppend(&group, "/", name);
+      least = std::min(least, GroupQuota(group));
+    }
+  }
+  return least;
 }
 
 Processors AllowedProcessors() {

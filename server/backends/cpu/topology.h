@@ -16,9 +16,13 @@ using Processors = std::vector<int>;
 // Where the system describes each processor.
 inline constexpr char kProcessorDirectory[] = "/sys/devices/system/cpu";
 
-// Physical cores in the process's affinity mask, limited by the cgroup's processor quota; at
-// least 1.
+// Physical cores in the process's affinity mask, limited by ProcessorQuota; at least 1.
 int AvailablePhysicalCores();
+
+// Processors' worth of time that the process's control groups grant, of versions 1 and 2: the least
+// of those that `membership` names, under `groups`. Infinite without a limit.
+double ProcessorQuota(const std::string& groups = "/sys/fs/cgroup",
+                      const std::string& membership = "/proc/self/cgroup");
 
 // The processors of the calling thread's affinity mask; empty when it cannot be read.
 Processors AllowedProcessors();
