@@ -79,11 +79,12 @@ Region::~Region() {
 }
 
 void GiveBack(absl::Span<const uint8_t> bytes) {
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(bytes.data());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + bytes.size()) / page * page;
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  // Up to the first whole page.
+  const size_t skipped = (page - reinterpret_cast<uintptr_t>(bytes.data()) % page) % page;
+  if (bytes.size() < skipped + page) return;
+  const size_t length = (bytes.size() - skipped) / page * page;
+  (void)madvise(const_cast<uint8_t*>(bytes.data()) + skipped, length, MADV_DONTNEED);
 }
 
 }  // namespace mmfree

@@ -60,9 +60,9 @@ class ProductBench {
     uint8_t* weights = Allocate(weight_bytes * kCopies);
     args.q = reinterpret_cast<const int8_t*>(Allocate(q_bytes));
     args.meta = reinterpret_cast<const RowMeta*>(
-        Allocate((product.matrices * kMaxTokens + kRowSlack) * sizeof(RowMeta), 0));
+        Allocate((int64_t{product.matrices} * kMaxTokens + kRowSlack) * sizeof(RowMeta), 0));
     args.out = reinterpret_cast<float*>(
-        Allocate(product.matrices * kMaxTokens * args.ld * sizeof(float), 0));
+        Allocate(int64_t{product.matrices} * kMaxTokens * args.ld * sizeof(float), 0));
     for (const int32_t batch : batches) {
       args.max_tokens = batch;
       args.stride = static_cast<int32_t>(RoundUp(batch, 8));

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "server/backends/cuda/device.h"
 #include "server/backends/cuda/kernels.h"
 #include "server/backends/cuda/layout.h"
+#include "server/base/numerics.h"
 #include "server/base/status_macros.h"
 #include "tests/gpu/skip_without_gpu.h"
 
@@ -137,7 +137,7 @@ TEST_P(ProductTest, EveryTileGivesTheBytesOfTheGenericKernel) {
       ASSERT_TRUE(out.ok()) << out.status();
       const auto [at, other] =
           std::mismatch(out->begin(), out->end(), expected->begin(),
-                        [](float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0; });
+                        [](float a, float b) { return FloatToBits(a) == FloatToBits(b); });
       ASSERT_TRUE(at == out->end()) << "tile " << tile << ", " << tokens << " tokens: element "
                                     << at - out->begin() << " is " << *at << ", not " << *other;
     }

@@ -105,7 +105,7 @@ void PlaceExchange(int32_t rows, int32_t ld, PersistentExchange* exchange) {
 
 bool PlanPersistentDecode(DecodeArgs* stages, int32_t num_stages, int32_t rows,
                           const LaunchContext& context, PersistentDecodeArgs* args) {
-  constexpr int64_t kStaticBytes = 6 * 1024;
+  constexpr int64_t kStaticBytes = int64_t{6} * 1024;
   if (!context.hopper) return false;
   const int32_t grid = Blocks(stages, context.num_sms);
   args->blocks = grid;
