@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <utility>
 
 namespace mmfree::cpu {
@@ -101,16 +102,22 @@ void ThreadPool::Spread(int index) {
   };
   const auto before_own = processors_.begin() + index;
   if (home.size() < 2 || std::none_of(processors_.begin(), before_own, shared)) return;
+  // Others may have narrowed it since the thread began, as `taskset -p` does.
+  const Processors allowed = AllowedProcessors();
+  Processors choice;
+  std::copy_if(home.begin(), home.end(), std::back_inserter(choice), [&allowed](int processor) {
+    return std::binary_search(allowed.begin(), allowed.end(), processor);
+  });
   std::vector<int> current;
   current.reserve(processors_.size());
   for (const std::atomic<int>& processor : processors_) {
     current.push_back(processor.load(std::memory_order_relaxed));
   }
-  const int free = FreeProcessor(current, index, home);
+  const int free = FreeProcessor(current, index, choice);
   if (free < 0) return;
   BindTo({free});
   own.store(free, std::memory_order_relaxed);
-  BindTo(home);
+  BindTo(allowed);
 }
 
 void ThreadPool::Run(absl::FunctionRef<void(int)> task) {

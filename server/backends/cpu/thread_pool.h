@@ -18,8 +18,9 @@ namespace mmfree::cpu {
 //
 // Threads that wait for each other run in turns when the system has two of them on one processor,
 // which it may not mend for seconds. So each looks before a task where the others are, and moves
-// when it shares a processor and another is free. While it shares one all the same, as with more
-// threads than processors, it does not spin but yields to the other.
+// when it shares a processor and another one, of those it may run on by then, is free. While it
+// shares one all the same, as with more threads than processors, it does not spin but yields to
+// the other.
 //
 // Run is for one caller at a time.
 class ThreadPool {

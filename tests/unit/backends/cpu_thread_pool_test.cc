@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <time.h>
 
 #include <algorithm>
@@ -62,6 +63,30 @@ TEST(ThreadPoolTest, ThreadsKeepToTheirHomesAndTheCallerOnlyWithinATask) {
   EXPECT_EQ(seen[1], homes[1]);
   EXPECT_EQ(seen[2], allowed);
   EXPECT_EQ(AllowedProcessors(), allowed);
+}
+
+void BindThisThread(const Processors& processors) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int processor : processors) CPU_SET(processor, &set);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(set), &set), 0);
+}
+
+TEST(ThreadPoolTest, ThreadsStayWhereOthersHaveBoundThemSince) {
+  const Processors allowed = AllowedProcessors();
+  if (allowed.size() < 2) GTEST_SKIP() << "needs two processors";
+  const Processors one = {allowed.front()};
+  ThreadPool pool(2);
+  Processors seen;
+  // As `taskset -ap` does; the worker then has the caller's processor and would like a free one.
+  pool.Run([&](int) { BindThisThread(one); });
+  for (int run = 0; run < 10; ++run) {
+    pool.Run([&](int thread) {
+      if (thread == 1) seen = AllowedProcessors();
+    });
+    EXPECT_EQ(seen, one);
+  }
+  BindThisThread(allowed);
 }
 
 double ProcessSeconds() {
