@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -130,8 +131,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(std::shared_ptr<cons
   const int threads = options.threads > 0 ? options.threads : cpu::AvailablePhysicalCores();
 
   const std::vector<cpu::Processors> nodes = Nodes(options);
-  std::unique_ptr<CpuBackend> backend(
-      new CpuBackend(std::move(model), cpu::ThreadHomes(nodes, threads, options.pin_threads)));
+  std::unique_ptr<CpuBackend> backend;
+  try {
+    backend.reset(
+        new CpuBackend(std::move(model), cpu::ThreadHomes(nodes, threads, options.pin_threads)));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot start ", threads, " threads: ", error.what(), "; lower --threads"));
+  }
   BackendInfo& info = backend->info_;
   info.name = "cpu";
   info.description =

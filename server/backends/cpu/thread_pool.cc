@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <system_error>
 #include <utility>
 
 namespace mmfree::cpu {
@@ -40,12 +41,19 @@ ThreadPool::ThreadPool(std::vector<Processors> homes)
   for (std::atomic<int>& processor : processors_) processor = -1;
   const int threads = static_cast<int>(homes_.size());
   workers_.reserve(threads - 1);
-  for (int index = 1; index < threads; ++index) {
-    workers_.emplace_back([this, index] { WorkerLoop(index); });
+  try {
+    for (int index = 1; index < threads; ++index) {
+      workers_.emplace_back([this, index] { WorkerLoop(index); });
+    }
+  } catch (const std::system_error&) {
+    Stop();
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { Stop(); }
+
+void ThreadPool::Stop() {
   stop_ = true;
   run_.value.fetch_add(1, std::memory_order_release);
   run_.value.notify_all();

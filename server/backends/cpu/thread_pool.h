@@ -25,7 +25,8 @@ namespace mmfree::cpu {
 // Run is for one caller at a time.
 class ThreadPool {
  public:
-  // `threads` >= 1 counts the caller of Run. They run anywhere.
+  // `threads` >= 1 counts the caller of Run. They run anywhere. Throws std::system_error, as
+  // std::thread does, when the system does not start that many.
   explicit ThreadPool(int threads) : ThreadPool(std::vector<Processors>(threads)) {}
   // One thread for each home: thread i is bound to the processors homes[i], the caller of Run only
   // while it is there. An empty home is no restriction.
@@ -54,6 +55,8 @@ class ThreadPool {
   // Notes where the thread is. True when another was there when it last did.
   bool SharesProcessor(int index);
   void WorkerLoop(int index);
+  // Ends the workers.
+  void Stop();
   // Notes where the thread is, and moves it if need be.
   void Spread(int index);
 

@@ -1,13 +1,19 @@
 // The Backend contract on the CPU: slots, outputs and refusals.
 #include "server/backends/cpu/cpu_backend.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -409,6 +415,30 @@ TEST(CreateCpuBackendTest, RefusesOptionsOutOfRange) {
   options = {};
   options.isa = "sse9";
   refused(options, "sse9");
+}
+
+// In a process of its own, of a user who may start no thread more: root's is not limited. 0 when
+// the backend refuses and says so.
+int ExitStatusWithoutThreads() {
+  const std::shared_ptr<const Model> model = Model::Random(SmallConfig(), 3);
+  const rlimit none = {1, 1};
+  if (setrlimit(RLIMIT_NPROC, &none) != 0) return 2;
+  if (geteuid() == 0 && setresuid(65534, 65534, 65534) != 0) {
+    fprintf(stderr, "not tested: there is no other user here\n");
+    return 0;
+  }
+  CpuBackendOptions options;
+  options.threads = 4;
+  const absl::Status status = CreateCpuBackend(model, options).status();
+  return absl::IsResourceExhausted(status) &&
+                 absl::StrContains(status.message(), "cannot start 4 threads")
+             ? 0
+             : 1;
+}
+
+TEST(CreateCpuBackendTest, SaysWhenTheSystemStartsNoMoreThreads) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(_exit(ExitStatusWithoutThreads()), testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
