@@ -16,8 +16,9 @@ int64_t BufferBytes(int64_t weight_bytes) {
   return std::max({weight_bytes, kCacheMultiple * cache, kMinBytes});
 }
 
-// Independent sums of a cache line's words: as wide as the target's vectors are.
-#if defined(__x86_64__)
+// Independent sums of a cache line's words: as wide as the target's vectors are. (What picks a
+// clone runs before ThreadSanitizer is ready.)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 uint64_t

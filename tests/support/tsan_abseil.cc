@@ -87,6 +87,11 @@ class Waiting {
   return true;
 }();
 
+// Set as the process exits, before what the libraries destroy then: absl::ParseCommandLine exits
+// with a mutex of its own held.
+bool exiting = false;
+[[maybe_unused]] const int kTellsOfExit = std::atexit([] { exiting = true; });
+
 constexpr unsigned kRead = __tsan_mutex_read_lock;
 constexpr unsigned kTry = __tsan_mutex_try_lock;
 
@@ -100,7 +105,7 @@ ABSL_NAMESPACE_BEGIN
 
 Mutex::~Mutex() {
   MMFREE_NEXT("5MutexD1Ev", void (*)(Mutex*));
-  __tsan_mutex_destroy(this, 0);
+  if (!exiting) __tsan_mutex_destroy(this, 0);
   next(this);
 }
 
