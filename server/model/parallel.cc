@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,10 +15,14 @@ void ParallelFor(int64_t count, int threads, absl::FunctionRef<void(int64_t)> ta
   std::atomic<int64_t> next{0};
   std::vector<std::thread> helpers;
   helpers.reserve(threads - 1);
-  for (int t = 1; t < threads; ++t) {
-    helpers.emplace_back([&] {
-      for (int64_t i = next++; i < count; i = next++) task(i);
-    });
+  try {
+    for (int t = 1; t < threads; ++t) {
+      helpers.emplace_back([&] {
+        for (int64_t i = next++; i < count; i = next++) task(i);
+      });
+    }
+  } catch (const std::system_error&) {
+    // The system starts no more: those there are do it all.
   }
   for (int64_t i = next++; i < count; i = next++) {
     task(i);

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,6 +63,25 @@ TEST(RegionTest, AllocatedMemoryIsZeroAlignedAndWritableToTheLastByte) {
   data[3000000] = 1;
   EXPECT_THAT(Region::Allocate(int64_t{1} << 60),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("cannot allocate")));
+}
+
+// In a process of its own, of a user who may start no thread more: root's is not limited. The
+// number of tasks that ran of 100.
+int TasksWithoutThreads() {
+  const rlimit none = {1, 1};
+  if (setrlimit(RLIMIT_NPROC, &none) != 0) return -1;
+  if (geteuid() == 0 && setresuid(65534, 65534, 65534) != 0) {
+    fprintf(stderr, "not tested: there is no other user here\n");
+    return 100;
+  }
+  std::atomic<int> calls{0};
+  ParallelFor(100, 4, [&](int64_t) { ++calls; });
+  return calls;
+}
+
+TEST(ParallelForTest, RunsAllTasksWhenTheSystemStartsNoMoreThreads) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(_exit(TasksWithoutThreads()), testing::ExitedWithCode(100), "");
 }
 
 TEST(ParallelForTest, RunsEachTaskOnceForAnyNumberOfThreads) {
