@@ -59,8 +59,7 @@ class ProductBench {
     args.ld = product.epilogue == Epilogue::kSwiGlu ? product.rows / 2 : product.rows;
     uint8_t* weights = Allocate(weight_bytes * kCopies);
     args.q = reinterpret_cast<const int8_t*>(Allocate(q_bytes));
-    args.meta = reinterpret_cast<const RowMeta*>(
-        Allocate((int64_t{product.matrices} * kMaxTokens + kRowSlack) * sizeof(RowMeta), 0));
+    args.meta = Metas(int64_t{product.matrices} * kMaxTokens + kRowSlack, product.cols);
     args.out = reinterpret_cast<float*>(
         Allocate(int64_t{product.matrices} * kMaxTokens * args.ld * sizeof(float), 0));
     for (const int32_t batch : batches) {
@@ -91,6 +90,15 @@ class ProductBench {
   }
 
  private:
+  // Such that values are about one: divisions of zeros take a slower path than those of a model.
+  const RowMeta* Metas(int64_t count, int64_t cols) {
+    const RowMeta meta = {1.0f / static_cast<float>(cols), 0};
+    const std::vector<RowMeta> metas(count, meta);
+    uint8_t* const at = Allocate(count * sizeof(RowMeta));
+    Check(cudaMemcpy(at, metas.data(), count * sizeof(RowMeta), cudaMemcpyHostToDevice));
+    return reinterpret_cast<const RowMeta*>(at);
+  }
+
   uint8_t* Allocate(int64_t bytes, int value = 0x51) {
     void* pointer = nullptr;
     Check(cudaMalloc(&pointer, bytes));

@@ -14,6 +14,19 @@
 
 namespace mmfree::cuda {
 
+// Two neighbouring floats in one access, if `exists`: of an assignment the compiler may make two,
+// and of a condition a branch.
+__device__ __forceinline__ void StorePair(float* to, float2 pair, bool exists) {
+  asm volatile(
+      "{\n"
+      ".reg .pred exists;\n"
+      "setp.ne.s32 exists, %3, 0;\n"
+      "@exists st.global.v2.f32 [%0], {%1, %2};\n"
+      "}\n" ::"l"(to),
+      "f"(pair.x), "f"(pair.y), "r"(static_cast<int>(exists))
+      : "memory");
+}
+
 // The values of a thread's two slots from their sums; kResidual adds to `residual`, kSwiGlu gives
 // one.
 template <Epilogue kEpilogue>
@@ -44,7 +57,7 @@ __device__ __forceinline__ void FinishToken(int32_t first, int32_t second_times_
     if (channel < ld) out[channel] = values.x;
   } else {
     const int64_t row = tile * kTileRows + 2 * g;
-    if (row < ld) *reinterpret_cast<float2*>(out + row) = values;
+    StorePair(out + row, values, row < ld);
   }
 }
 

@@ -1,16 +1,18 @@
 // int8 x ternary product with wgmma, for many tokens (compute capability 9.0).
 //
-// A block computes tiles of 64 * kRowBlocks slots x kTokens tokens. One thread keeps a ring of
+// A block computes tiles of 64 * kRowGroups slots x kTokens tokens. One thread keeps a ring of
 // stages full with bulk copies (a stage is 128 columns: the tokens' codes as they lie in memory,
 // and the weights'); the warpgroups turn their weights into register fragments and multiply.
 // Warpgroups divide the rows or, for narrow outputs, the columns of the product; integer sums make
-// any split exact.
+// any split exact. For wide steps two teams of them take tiles in turn: one multiplies while the
+// other finishes (decision 0210).
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <iterator>
 
 #include "server/backends/cuda/batch_math.cuh"
+#include "server/backends/cuda/epilogue.cuh"
 #include "server/backends/cuda/hopper.cuh"
 #include "server/backends/cuda/kernels.h"
 #include "server/backends/cuda/launch.cuh"
@@ -18,35 +20,36 @@
 namespace mmfree::cuda {
 namespace {
 
-// kBlocks: 64-slot blocks a warpgroup; kRowGroups x kSplit warpgroups a block. A tile takes a
-// multiprocessor kTileNs + kBlockNs for every 128 columns: fitted to what cuda_product_bench
-// measured on an H100, so that the quickest tile is chosen (decision 0208).
-template <int kBlocks_, int kRowGroups_, int kSplit_, int kTokens_, int kStages_, int kBlocksPerSm_,
+// kRowGroups x kSplit warpgroups a team, each of 64 slots; kTeams of them a block. kTileNs and
+// kBlockNs: see Estimate.
+template <int kRowGroups_, int kSplit_, int kTeams_, int kTokens_, int kStages_, int kBlocksPerSm_,
           int kTileNs_, int kBlockNs_>
 struct Tile {
-  static constexpr int kBlocks = kBlocks_;
   static constexpr int kRowGroups = kRowGroups_;
   static constexpr int kSplit = kSplit_;
+  static constexpr int kTeams = kTeams_;
   static constexpr int kTokens = kTokens_;
   static constexpr int kStages = kStages_;
   static constexpr int kBlocksPerSm = kBlocksPerSm_;
   static constexpr int kTileNs = kTileNs_;
   static constexpr int kBlockNs = kBlockNs_;
 
-  static constexpr int kRowBlocks = kBlocks * kRowGroups;
-  static constexpr int kConsumers = 128 * kRowGroups * kSplit;
-  // A block that has its multiprocessor to itself gives the producer a whole warpgroup, so that the
-  // registers of its other warps can go to the consumers.
-  static constexpr bool kMovesRegisters = kBlocksPerSm == 1;
+  static constexpr int kTeamThreads = 128 * kRowGroups * kSplit;
+  static constexpr int kConsumers = kTeamThreads * kTeams;
+  // With two teams the producer is a whole warpgroup, so that its registers can go to the others.
+  static constexpr bool kMovesRegisters = kTeams == 2;
   static constexpr int kThreads = kConsumers + (kMovesRegisters ? 128 : 32);
   static constexpr int kTokenBytes = kTokens * kColumnBlock;
-  static constexpr int kWeightBytes = kRowBlocks * kBlockBytes;
+  static constexpr int kWeightBytes = kRowGroups * kBlockBytes;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
   // Sums that the two halves of a split exchange, in place of the ring.
   static constexpr int kExchangeBytes = kSplit > 1 ? kConsumers*(kTokens / 4) * 4 : 0;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kSharedBytes = 1024 + std::max(kRingBytes, kExchangeBytes);
-  static_assert(kSplit == 1 || (kSplit == 2 && kBlocks == 1));
+  static_assert(kTeams == 1 || (kTeams == 2 && kSplit == 1));
+  // Each half of a split meets the stages of its own in every round: a barrier that is waited for
+  // has completed the round before.
+  static_assert(kStages % kSplit == 0);
   static_assert(kStageBytes % 1024 == 0);
 };
 
@@ -54,7 +57,7 @@ template <typename T>
 struct Shared {
   uint64_t full[T::kStages];
   uint64_t empty[T::kStages];
-  RowMeta meta[2][T::kTokens];  // of a tile and the next
+  RowMeta meta[T::kTeams][2][T::kTokens];  // of a team's tile and its next
 };
 
 // A tile of a product: where its rows and tokens begin.
@@ -65,15 +68,15 @@ struct TilePlace {
 };
 template <typename T>
 __device__ __forceinline__ TilePlace PlaceOf(const GemmArgs& args, int tile) {
-  const int row_tiles = (args.weights.row_blocks + T::kRowBlocks - 1) / T::kRowBlocks;
+  const int row_tiles = (args.weights.row_blocks + T::kRowGroups - 1) / T::kRowGroups;
   const int token_tiles = (args.max_tokens + T::kTokens - 1) / T::kTokens;
   const int column = tile / row_tiles;
-  return {tile % row_tiles * T::kRowBlocks, column % token_tiles * T::kTokens,
+  return {tile % row_tiles * T::kRowGroups, column % token_tiles * T::kTokens,
           column / token_tiles};
 }
 template <typename T>
 __host__ __device__ __forceinline__ int TilesOf(const GemmArgs& args) {
-  return static_cast<int>(CeilDiv(args.weights.row_blocks, T::kRowBlocks) *
+  return static_cast<int>(CeilDiv(args.weights.row_blocks, T::kRowGroups) *
                           CeilDiv(args.max_tokens, T::kTokens) * args.weights.matrices);
 }
 
@@ -89,6 +92,11 @@ struct RingPlace {
     if (stage < T::kStages) return;
     stage -= T::kStages;
     parity ^= 1;
+  }
+  __device__ __forceinline__ void Skip(int stages) {
+    const int to = stage + stages;
+    stage = to % T::kStages;
+    parity ^= to / T::kStages % 2;
   }
 };
 
@@ -115,9 +123,9 @@ __device__ __forceinline__ void Produce(const GemmArgs& args, int tiles, uint32_
   const auto load_weights = [&](int stage) {
     const uint32_t full = SharedAddress(&shared.full[stage]);
     const uint32_t to = ring + stage * T::kStageBytes + T::kTokenBytes;
-    BarrierArriveExpect(full, T::kTokenBytes + min(T::kRowBlocks, row_blocks) * kBlockBytes);
+    BarrierArriveExpect(full, T::kTokenBytes + min(T::kRowGroups, row_blocks) * kBlockBytes);
 #pragma unroll
-    for (int block = 0; block < T::kRowBlocks; ++block) {
+    for (int block = 0; block < T::kRowGroups; ++block) {
       if (block > 0 && block >= row_blocks) break;
       BulkCopy(to + block * kBlockBytes, weights + block * row_stride, kBlockBytes, full);
     }
@@ -149,11 +157,30 @@ __device__ __forceinline__ void Produce(const GemmArgs& args, int tiles, uint32_
 
 // A consumer's place in its block.
 struct Place {
-  int warp;
+  int team;
+  int thread;  // of the team
+  int warp;    // of the team
   int lane;
   int row_group;
   int split;
 };
+
+// Two teams take a block's tiles in turn, and multiply in turn: while one finishes its sums the
+// other has the tensor cores to itself. Each thread of a team awaits and passes the turn. Barrier 0
+// is that of the block, 1 and 2 of the teams, 3 and 4 of their turns.
+template <typename T>
+__device__ __forceinline__ void AwaitTurn(int team) {
+  asm volatile("bar.sync %0, %1;" ::"r"(3 + team), "n"(T::kConsumers) : "memory");
+}
+template <typename T>
+__device__ __forceinline__ void PassTurn(int team) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(4 - team), "n"(T::kConsumers) : "memory");
+}
+// Until all threads of a team are here.
+template <typename T>
+__device__ __forceinline__ void SyncTeam(int team) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(T::kTeamThreads) : "memory");
+}
 
 // Lets a stage that the whole warp has read be filled again.
 __device__ __forceinline__ void Release(const Place& place, const uint64_t* empty) {
@@ -166,117 +193,109 @@ __device__ __forceinline__ void Release(const Place& place, const uint64_t* empt
 template <typename T, Epilogue kEpilogue, int kSums>
 __device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
                                        const TilePlace& tile, const RowMeta* metas,
-                                       const int32_t (&acc)[T::kBlocks][kSums]) {
+                                       const int32_t (&acc)[kSums]) {
   constexpr int kOwnTiles = T::kTokens / 8 / T::kSplit;
-  constexpr int kBatch = kOwnTiles < 4 ? kOwnTiles : 4;  // tiles of eight tokens, two of a thread
+  // Tiles of eight tokens, two of a thread, in a batch.
+  constexpr int kBatch = std::min(kOwnTiles, T::kTokens > 64 ? 2 : 4);
   constexpr int kSlotRows = kEpilogue == Epilogue::kSwiGlu ? 1 : 2;  // outputs of a slot pair
   const float scale = args.weights.scale[tile.matrix];
   const int own_token = place.split * kOwnTiles * 8 + 2 * (place.lane % 4);
   const int tokens = args.max_tokens - tile.first_token - own_token;
+  const int row_block = tile.first_block + place.row_group;
+  const int64_t row =
+      (int64_t{row_block} * 4 + place.warp % 4) * (8 * kSlotRows) + kSlotRows * (place.lane / 4);
+  if (row_block >= args.weights.row_blocks || row >= args.ld) return;
+  float* const out = args.out + tile.matrix * args.matrix_stride +
+                     int64_t{tile.first_token + own_token} * args.ld + row;
 #pragma unroll
-  for (int block = 0; block < T::kBlocks; ++block) {
-    const int row_block = tile.first_block + place.row_group * T::kBlocks + block;
-    const int64_t row =
-        (int64_t{row_block} * 4 + place.warp % 4) * (8 * kSlotRows) + kSlotRows * (place.lane / 4);
-    if (row_block >= args.weights.row_blocks || row >= args.ld) continue;
-    float* const out = args.out + tile.matrix * args.matrix_stride +
-                       int64_t{tile.first_token + own_token} * args.ld + row;
+  for (int base = 0; base < kOwnTiles; base += kBatch) {
+    float a[kBatch * 2];
+    float b[kBatch * 2];
+    float2 residual[kBatch * 2] = {};
 #pragma unroll
-    for (int base = 0; base < kOwnTiles; base += kBatch) {
-      float a[kBatch * 2];
-      float b[kBatch * 2];
-      float2 residual[kBatch * 2] = {};
-#pragma unroll
-      for (int i = 0; i < kBatch * 2; ++i) {
-        const int token = (base + i / 2) * 8 + i % 2;
-        if constexpr (kEpilogue == Epilogue::kResidual) {
-          if (token < tokens) residual[i] = *reinterpret_cast<const float2*>(out + token * args.ld);
-        }
-        const RowMeta meta = metas[own_token + token];
-        const float factor = meta.out * scale;
-        const int at = (base + i / 2) * 4 + i % 2;
-        const float first = static_cast<float>(acc[block][at] - meta.code_sum);
-        const float second = static_cast<float>((acc[block][at + 2] >> 2) - meta.code_sum);
-        if constexpr (kEpilogue == Epilogue::kResidual) {
-          a[i] = fmaf(first, factor, residual[i].x);
-          b[i] = fmaf(second, factor, residual[i].y);
-        } else {
-          a[i] = first * factor;
-          b[i] = second * factor;
-        }
+    for (int i = 0; i < kBatch * 2; ++i) {
+      const int token = (base + i / 2) * 8 + i % 2;
+      if constexpr (kEpilogue == Epilogue::kResidual) {
+        if (token < tokens) residual[i] = *reinterpret_cast<const float2*>(out + token * args.ld);
       }
-      if constexpr (kEpilogue == Epilogue::kSwiGlu) SiluBatch(a, a);
+      const RowMeta meta = metas[own_token + token];
+      const float factor = meta.out * scale;
+      const int at = (base + i / 2) * 4 + i % 2;
+      const float first = static_cast<float>(acc[at] - meta.code_sum);
+      const float second = static_cast<float>((acc[at + 2] >> 2) - meta.code_sum);
+      if constexpr (kEpilogue == Epilogue::kResidual) {
+        a[i] = fmaf(first, factor, residual[i].x);
+        b[i] = fmaf(second, factor, residual[i].y);
+      } else {
+        a[i] = first * factor;
+        b[i] = second * factor;
+      }
+    }
+    if constexpr (kEpilogue == Epilogue::kSwiGlu) SiluBatch(a, a);
 #pragma unroll
-      for (int i = 0; i < kBatch * 2; ++i) {
-        const int token = (base + i / 2) * 8 + i % 2;
-        if (token >= tokens) continue;
-        if constexpr (kEpilogue == Epilogue::kSwiGlu) {
-          out[token * args.ld] = a[i] * b[i];
-        } else {
-          *reinterpret_cast<float2*>(out + token * args.ld) = make_float2(a[i], b[i]);
-        }
+    for (int i = 0; i < kBatch * 2; ++i) {
+      const int token = (base + i / 2) * 8 + i % 2;
+      float* const to = out + token * args.ld;
+      if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+        if (token < tokens) *to = a[i] * b[i];
+      } else {
+        StorePair(to, make_float2(a[i], b[i]), token < tokens);
       }
     }
   }
 }
 
-// Begins to copy what a tile's epilogue needs of its tokens: each consumer thread that of one.
+// Begins to copy what a tile's epilogue needs of its tokens: each thread of a team that of one.
 template <typename T>
-__device__ __forceinline__ void CopyMeta(const GemmArgs& args, const TilePlace& tile,
+__device__ __forceinline__ void CopyMeta(const GemmArgs& args, const TilePlace& tile, int thread,
                                          RowMeta* metas) {
-  const int thread = static_cast<int>(threadIdx.x);
   if (thread >= T::kTokens || tile.first_token + thread >= args.max_tokens) return;
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(SharedAddress(metas + thread)),
                "l"(args.meta + int64_t{tile.matrix} * args.stride + tile.first_token + thread)
                : "memory");
 }
 
-// The part of a block's product that one consumer thread's warpgroup computes and stores.
+// The part of a tile that one consumer thread's warpgroup computes and stores. first, last: no tile
+// of its block comes before this one, or after it.
 template <typename T>
 __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place, int tile,
-                                        uint32_t ring, RowMeta* metas, Shared<T>& shared,
-                                        RingPlace<T>& at) {
+                                        bool first, bool last, uint32_t ring, RowMeta* metas,
+                                        Shared<T>& shared, RingPlace<T>& at) {
   constexpr int kTiles = T::kTokens / 8;
   const int k_blocks = args.weights.k_blocks;
   // Blocks past the matrix read whatever the ring holds there; their sums are not stored.
   const uint32_t own_weights =
-      ring + T::kTokenBytes + place.row_group * T::kBlocks * kBlockBytes + (threadIdx.x % 128) * 16;
-  CopyMeta<T>(args, PlaceOf<T>(args, tile), metas);
-  int32_t acc[T::kBlocks][kTiles * 4] = {};
-  uint4 words[T::kBlocks];
+      ring + T::kTokenBytes + place.row_group * kBlockBytes + (threadIdx.x % 128) * 16;
+  CopyMeta<T>(args, PlaceOf<T>(args, tile), place.thread, metas);
+  int32_t acc[kTiles * 4] = {};
+  uint4 words;
   const auto load_words = [&] {
     BarrierWait(SharedAddress(&shared.full[at.stage]), at.parity);
-#pragma unroll
-    for (int block = 0; block < T::kBlocks; ++block) {
-      words[block] = LoadShared16(own_weights + at.stage * T::kStageBytes + block * kBlockBytes);
-    }
+    words = LoadShared16(own_weights + at.stage * T::kStageBytes);
   };
 
+  // Before the turn a stage that was full two rounds ago would look like one of this tile.
+  if (T::kTeams > 1 && !first) AwaitTurn<T>(place.team);
   if (place.split < k_blocks) load_words();
   int last_stage = 0;
 #pragma unroll 1
   for (int k_block = place.split; k_block < k_blocks; k_block += T::kSplit) {
     const int stage = at.stage;
+    // All stages of this tile have been full.
+    if (T::kTeams > 1 && !last && k_block == k_blocks - 1) PassTurn<T>(place.team);
     const uint64_t tokens = TileDescriptor(ring + stage * T::kStageBytes);
     at.template Advance<T::kSplit>();
     // Two k-steps a group of wgmma: while one group runs, the next one's fragments are unpacked.
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      WeightFragment a[T::kBlocks][2];
-#pragma unroll
-      for (int block = 0; block < T::kBlocks; ++block) {
-        a[block][0] = Unpack(half == 0 ? words[block].x : words[block].z);
-        a[block][1] = Unpack(half == 0 ? words[block].y : words[block].w);
-        Pin(a[block][0]);
-        Pin(a[block][1]);
-      }
+      WeightFragment a[2] = {Unpack(half == 0 ? words.x : words.z),
+                             Unpack(half == 0 ? words.y : words.w)};
+      Pin(a[0]);
+      Pin(a[1]);
       WgmmaFence();
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-#pragma unroll
-        for (int block = 0; block < T::kBlocks; ++block) {
-          Wgmma<T::kTokens>::Run(acc[block], a[block][step], tokens + 2 * (2 * half + step));
-        }
+        Wgmma<T::kTokens>::Run(acc, a[step], tokens + 2 * (2 * half + step));
       }
       WgmmaCommit();
       if (half == 1 && k_block + T::kSplit < k_blocks) load_words();
@@ -289,12 +308,9 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
   WgmmaWait<0>();
   if constexpr (T::kSplit == 1) Release(place, &shared.empty[last_stage]);
   asm volatile("cp.async.wait_all;" ::: "memory");
-  asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
+  SyncTeam<T>(place.team);
 #pragma unroll
-  for (int block = 0; block < T::kBlocks; ++block) {
-#pragma unroll
-    for (int i = 0; i < kTiles * 4; ++i) Pin(acc[block][i]);
-  }
+  for (int i = 0; i < kTiles * 4; ++i) Pin(acc[i]);
 
   if constexpr (T::kSplit == 2) {
     // Each half of the split finishes half of the tokens with the other's sums.
@@ -304,13 +320,13 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
       StoreShared4(exchange + (place.split * kHalf + i) * kStride,
-                   place.split == 0 ? acc[0][kHalf + i] : acc[0][i]);
+                   place.split == 0 ? acc[kHalf + i] : acc[i]);
     }
-    asm volatile("bar.sync 1, %0;" ::"n"(T::kConsumers) : "memory");
+    SyncTeam<T>(place.team);
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
-      const int32_t own = place.split == 0 ? acc[0][i] : acc[0][kHalf + i];
-      acc[0][i] = own + LoadShared4(exchange + ((1 - place.split) * kHalf + i) * kStride);
+      const int32_t own = place.split == 0 ? acc[i] : acc[kHalf + i];
+      acc[i] = own + LoadShared4(exchange + ((1 - place.split) * kHalf + i) * kStride);
     }
   }
 
@@ -349,20 +365,32 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   AllowNext();
 
   if (warp >= T::kConsumers / 32) {
-    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
     if (threadIdx.x == T::kConsumers) Produce<T>(args, tiles, ring, shared);
   } else {
-    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
     // The residual stream and the row scales come from earlier kernels.
     WaitForPrevious();
-    const int group = warp / 4;
-    const Place place = {warp, static_cast<int>(threadIdx.x % 32), group % T::kRowGroups,
+    constexpr int kTeamWarps = T::kTeamThreads / 32;
+    const int team = warp / kTeamWarps;
+    const int group = warp % kTeamWarps / 4;
+    const Place place = {team,
+                         static_cast<int>(threadIdx.x) % T::kTeamThreads,
+                         warp % kTeamWarps,
+                         static_cast<int>(threadIdx.x) % 32,
+                         group % T::kRowGroups,
                          group / T::kRowGroups};
+    const int stride = static_cast<int>(gridDim.x);
+    const int first = static_cast<int>(blockIdx.x);
     RingPlace<T> at = {place.split, 0};
+    if (team > 0) at.Skip(args.weights.k_blocks);
     int parity = 0;
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, parity ^= 1) {
-      // Of the tile before the last, whose place it takes, all have finished that have begun here.
-      Consume<T>(args, place, tile, ring, shared.meta[parity], shared, at);
+    for (int tile = first + team * stride; tile < tiles; tile += T::kTeams * stride, parity ^= 1) {
+      // Of the tile before the team's last, whose place it takes, all have finished that have begun
+      // here.
+      Consume<T>(args, place, tile, tile == first, tile + stride >= tiles, ring,
+                 shared.meta[team][parity], shared, at);
+      if constexpr (T::kTeams > 1) at.Skip(args.weights.k_blocks);
     }
   }
 #endif
@@ -377,13 +405,21 @@ cudaError_t LaunchTile(const GemmArgs& args, const LaunchContext& context) {
   return Launch<GemmWgmmaKernel<T>>(context, grid, dim3(T::kThreads), T::kSharedBytes, args);
 }
 
-// Estimated nanoseconds of a tile shape: what the busiest multiprocessor takes. Two row groups on a
-// multiprocessor twice run as a pair, and one of the pair alone is little faster.
+// Estimated nanoseconds of a product: what the busiest multiprocessor takes, fitted to what
+// cuda_product_bench measured (decisions 0208 and 0210). A tile takes kBlockNs for every 128
+// columns and kTileNs to begin and to finish. Two row groups on a multiprocessor twice run as a
+// pair, and one of the pair alone is little faster; with two teams one multiplies while the other
+// finishes.
 template <typename T>
 int64_t Estimate(const GemmArgs& args, const LaunchContext& context) {
+  const int64_t sums = int64_t{T::kBlockNs} * args.weights.k_blocks;
   int64_t rounds = CeilDiv(TilesOf<T>(args), context.num_sms);
-  if (T::kRowGroups == 2 && T::kBlocksPerSm == 2) rounds = RoundUp(rounds, 2);
-  return rounds * (T::kTileNs + int64_t{T::kBlockNs} * args.weights.k_blocks);
+  if (T::kTeams == 2) {
+    constexpr int64_t kLaunchNs = 3640;
+    return rounds * std::max(sums, (sums + T::kTileNs) / 2) + kLaunchNs;
+  }
+  if (T::kRowGroups == 2) rounds = RoundUp(rounds, 2);
+  return rounds * (T::kTileNs + sums);
 }
 
 using Launcher = cudaError_t (*)(const GemmArgs&, const LaunchContext&);
@@ -401,13 +437,10 @@ cudaError_t LaunchBest(const GemmArgs& args, const LaunchContext& context) {
 }  // namespace
 
 cudaError_t LaunchGemmWgmma(const GemmArgs& args, const LaunchContext& context) {
-  // The constants of the last are such that whole forwards of many tokens take it where it is the
-  // quickest there; by itself it is not (decision 0208).
-  //
-  // blocks, row groups, split, tokens, stages, blocks an SM, ns a tile, ns a column block
-  return LaunchBest<Tile<1, 1, 2, 16, 12, 2, 910, 86>, Tile<1, 1, 2, 32, 16, 2, 1950, 92>,
-                    Tile<1, 1, 2, 64, 10, 2, 2340, 96>, Tile<1, 2, 1, 64, 8, 2, 1780, 177>,
-                    Tile<2, 2, 1, 128, 8, 1, 8160, 656>, Tile<2, 2, 1, 160, 7, 1, 7500, 850>>(
+  // row groups, split, teams, tokens, stages, blocks an SM, ns a tile, ns a column block
+  return LaunchBest<Tile<1, 2, 1, 16, 12, 2, 910, 86>, Tile<1, 2, 1, 32, 16, 2, 1950, 92>,
+                    Tile<1, 2, 1, 48, 10, 2, 2450, 84>, Tile<1, 2, 1, 64, 10, 2, 2340, 96>,
+                    Tile<2, 1, 1, 64, 8, 2, 1780, 177>, Tile<2, 1, 2, 128, 10, 1, 5200, 370>>(
       args, context);
 }
 

@@ -20,9 +20,9 @@ namespace mmfree::cuda {
 namespace {
 
 constexpr int kChannels = 8;
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;  // that form gates and outputs
 constexpr int kTokenGroups = kThreads / kChannels;
-constexpr int kTokensPerThread = 8;
+constexpr int kTokensPerThread = 4;
 constexpr int kTileTokens = kTokenGroups * kTokensPerThread;
 constexpr int kChain = 8;  // states chained between accesses to shared memory
 // Floats of a channel in a tile: tokens, and as many more that a warp's accesses (a token each of
@@ -42,11 +42,10 @@ __device__ __forceinline__ int OwnToken(int i) {
   return i * kTokenGroups + static_cast<int>(threadIdx.x) / kChannels;
 }
 
-// The values of a thread's tokens in one tile.
+// What the gates of a thread's tokens in one tile are formed from.
 struct TileValues {
   float forget[kTokensPerThread];
   float input[kTokensPerThread];
-  float g[kTokensPerThread];
 };
 
 // Of the tile that begins at a row's token `first`.
@@ -60,7 +59,18 @@ __device__ __forceinline__ void LoadTile(const ScanArgs& args, const RowInput& r
     // Ones for those that do not exist: zeros would take DivideBatch off its quick path.
     values->forget[i] = valid ? args.forget[at] : 1.0f;
     values->input[i] = valid ? args.input[at] : 1.0f;
-    values->g[i] = valid ? args.g[at] : 0.0f;
+  }
+}
+
+// What their outputs are formed from, of the same tile.
+__device__ __forceinline__ void LoadOutputGates(const ScanArgs& args, const RowInput& row,
+                                                int32_t first, int32_t channel, bool in_range,
+                                                float (&g)[kTokensPerThread]) {
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const int32_t token = first + OwnToken(i);
+    const bool valid = in_range && token < row.num_tokens;
+    g[i] = valid ? args.g[int64_t{row.first_token + token} * args.ld + channel] : 0.0f;
   }
 }
 
@@ -200,13 +210,15 @@ __device__ __forceinline__ float ShortTokens(const ScanArgs& args, int64_t at, i
   return state;
 }
 
-__global__ void __launch_bounds__(kThreads) ShortScanKernel(const ScanArgs args) {
+constexpr int kShortThreads = 256;
+
+__global__ void __launch_bounds__(kShortThreads) ShortScanKernel(const ScanArgs args) {
   constexpr int kBatch = 8;  // tokens whose values are in flight together
   WaitForPrevious();
   AllowNext();
   if (static_cast<int32_t>(blockIdx.y) >= args.counts->short_rows) return;
   const RowInput row = args.rows[blockIdx.y];
-  const int32_t channel = blockIdx.x * kThreads + threadIdx.x;
+  const int32_t channel = blockIdx.x * kShortThreads + threadIdx.x;
   if (channel >= args.dim) return;
   const float lower_bound = args.lower_bound[channel];
   const float g_norm = args.g_norm[channel];
@@ -227,7 +239,8 @@ __global__ void __launch_bounds__(kThreads) ShortScanKernel(const ScanArgs args)
 constexpr int kScanThreads = kThreads + 32;
 
 // The chain of one tile beside the gates of the next and the outputs of the last.
-__global__ void __launch_bounds__(kScanThreads) ScanKernel(const ScanArgs args) {
+template <int kBlocksPerSm>
+__global__ void __launch_bounds__(kScanThreads, kBlocksPerSm) ScanKernel(const ScanArgs args) {
   __shared__ __align__(16) ScanTile tiles[2];
 
   WaitForPrevious();
@@ -240,50 +253,42 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const ScanArgs args) 
   const int32_t at_channel = blockIdx.x * kChannels + lane;
   const bool in_range = at_channel < args.dim;
 
-  if (threadIdx.x >= kThreads) {
-    // The chaining warp, of which eight lanes have a channel each.
-    const bool chains = threadIdx.x < kThreads + kChannels;
-    float* const state_at = args.states + row.slot * args.state_stride + at_channel;
-    float state = chains && in_range ? *state_at : 0.0f;
-    __syncthreads();
-    for (int32_t n = 0; n <= num_tiles; ++n) {
-      const int32_t tokens = min(kTileTokens, row.num_tokens - n * kTileTokens);
-      if (chains && n < num_tiles) state = Chain(&tiles[n % 2], lane, tokens, state);
-      __syncthreads();
-    }
-    if (chains && in_range) *state_at = state;
-    return;
-  }
-
+  // Eight lanes of the last warp have a channel each to chain.
+  const bool in_chain = threadIdx.x >= kThreads;
+  const bool chains = in_chain && threadIdx.x < kThreads + kChannels && in_range;
+  float* const state_at = args.states + row.slot * args.state_stride + at_channel;
+  float state = chains ? *state_at : 0.0f;
   const ScanChannel channel(args, at_channel, in_range);
   TileValues values;
-  float g[2][kTokensPerThread];  // of the tile that is chained, and of the one before
-  // The gates of the tile in `values`, which then takes the next one.
-  const auto form_gates = [&](int32_t n) {
-    FormGates(values, channel, lane, &tiles[n % 2]);
-#pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) {
-      g[1][i] = g[0][i];
-      g[0][i] = values.g[i];
-    }
-    LoadTile(args, row, (n + 1) * kTileTokens, at_channel, in_range, &values);
-  };
-  LoadTile(args, row, 0, at_channel, in_range, &values);
-  form_gates(0);
+  float g[kTokensPerThread];  // of the tile whose states are next
+  if (!in_chain) {
+    LoadTile(args, row, 0, at_channel, in_range, &values);
+    FormGates(values, channel, lane, &tiles[0]);
+    LoadTile(args, row, kTileTokens, at_channel, in_range, &values);
+  }
   __syncthreads();
   for (int32_t n = 0; n <= num_tiles; ++n) {
-    // Threads write in a tile and read of it only their own tokens, so that what the next one
-    // overwrites has been read.
-    if (n > 0) {
-      float last[kTokensPerThread];
-#pragma unroll
-      for (int i = 0; i < kTokensPerThread; ++i) last[i] = n < num_tiles ? g[1][i] : g[0][i];
-      StoreOutputs(args, row, (n - 1) * kTileTokens, at_channel, in_range, channel, lane,
-                   tiles[(n - 1) % 2], last);
+    ScanTile& tile = tiles[n % 2];
+    ScanTile& other = tiles[(n + 1) % 2];  // of the tile before, then of the next
+    if (in_chain) {
+      const int32_t tokens = min(kTileTokens, row.num_tokens - n * kTileTokens);
+      if (chains && n < num_tiles) state = Chain(&tile, lane, tokens, state);
+    } else {
+      // Threads write in a tile and read of it only their own tokens, so that what the next one
+      // overwrites has been read.
+      if (n > 0) {
+        StoreOutputs(args, row, (n - 1) * kTileTokens, at_channel, in_range, channel, lane, other,
+                     g);
+      }
+      LoadOutputGates(args, row, n * kTileTokens, at_channel, in_range, g);
+      if (n + 1 < num_tiles) {
+        FormGates(values, channel, lane, &other);
+        LoadTile(args, row, (n + 2) * kTileTokens, at_channel, in_range, &values);
+      }
     }
-    if (n + 1 < num_tiles) form_gates(n + 1);
     __syncthreads();
   }
+  if (chains) *state_at = state;
 }
 
 }  // namespace
@@ -291,12 +296,15 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const ScanArgs args) 
 cudaError_t LaunchScan(const ScanArgs& args, int32_t max_short_rows, int32_t max_long_rows,
                        const LaunchContext& context) {
   if (max_short_rows > 0) {
-    const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kThreads)), max_short_rows);
-    const cudaError_t error = Launch<ShortScanKernel>(context, grid, dim3(kThreads), 0, args);
+    const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kShortThreads)), max_short_rows);
+    const cudaError_t error = Launch<ShortScanKernel>(context, grid, dim3(kShortThreads), 0, args);
     if (error != cudaSuccess || max_long_rows == 0) return error;
   }
   const dim3 grid(static_cast<uint32_t>(CeilDiv(args.dim, kChannels)), max_long_rows);
-  return Launch<ScanKernel>(context, grid, dim3(kScanThreads), 0, args);
+  // More registers where all blocks have a multiprocessor to themselves.
+  const bool alone = int64_t{grid.x} * grid.y <= context.num_sms;
+  return alone ? Launch<ScanKernel<1>>(context, grid, dim3(kScanThreads), 0, args)
+               : Launch<ScanKernel<2>>(context, grid, dim3(kScanThreads), 0, args);
 }
 
 }  // namespace mmfree::cuda
