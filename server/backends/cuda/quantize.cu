@@ -3,10 +3,10 @@
 // codes, four columns a thread.
 #include <cuda_runtime.h>
 
-#include "server/backends/cuda/batch_math.cuh"
 #include "server/backends/cuda/kernels.h"
 #include "server/backends/cuda/launch.cuh"
 #include "server/backends/cuda/norm.cuh"
+#include "server/backends/cuda/quantize_kinds.cuh"
 #include "server/base/numerics.h"
 
 namespace mmfree::cuda {
@@ -14,12 +14,6 @@ namespace {
 
 constexpr int kThreads = kNormLanes;
 constexpr int kPrefetchBlocks = 4;  // that fetch the weights early
-
-template <NormKind kKind>
-struct Traits {
-  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
-  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
-};
 
 // Columns of one thread that are in flight at a time.
 constexpr int kBatch = 5;
@@ -34,7 +28,7 @@ struct Column {
   float input;        // kRecurrent
   float state;        // kRecurrent
   float lower_bound;  // kRecurrent
-  float w2[Traits<kKind>::kOutputs];
+  float w2[QuantizeTraits<kKind>::kOutputs];
 
   __device__ __forceinline__ void Load(const QuantizeArgs& args, int64_t row, int32_t k,
                                        const float* states) {
@@ -52,7 +46,7 @@ struct Column {
       lower_bound = __ldg(args.lower_bound + k);
     }
 #pragma unroll
-    for (int o = 0; o < Traits<kKind>::kOutputs; ++o) w2[o] = __ldg(args.w2[o] + k);
+    for (int o = 0; o < QuantizeTraits<kKind>::kOutputs; ++o) w2[o] = __ldg(args.w2[o] + k);
   }
 
   // The second norm's input where it is a product or given.
@@ -63,36 +57,32 @@ struct Column {
   }
 };
 
-// Recur and GateOutput of numerics.h for a batch of columns; `columns` hold the new states.
+// `columns` hold the new states.
 __device__ __forceinline__ void Advance(Column<NormKind::kRecurrent> (&columns)[kBatch],
                                         float (&y)[kBatch]) {
   float forget[kBatch];
   float input[kBatch];
-  float state[kBatch];
+  float lower_bound[kBatch];
+  float gx[kBatch];
+  float states[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
     forget[i] = columns[i].forget;
     input[i] = columns[i].input;
+    lower_bound[i] = columns[i].lower_bound;
+    gx[i] = columns[i].x * columns[i].y;
+    states[i] = columns[i].state;
   }
-  SigmoidBatch(forget, forget);
-  SiluBatch(input, input);
+  AdvanceBatch(forget, input, lower_bound, gx, states, y);
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    const float lower_bound = columns[i].lower_bound;
-    const float f = fmaf(1.0f - lower_bound, forget[i], lower_bound);
-    columns[i].state = fmaf(f, columns[i].state, input[i] * (1.0f - f));
-    state[i] = columns[i].state;
-  }
-  SiluBatch(state, state);
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) y[i] = (columns[i].x * columns[i].y) * state[i];
+  for (int i = 0; i < kBatch; ++i) columns[i].state = states[i];
 }
 
 template <NormKind kKind>
 __global__ void __launch_bounds__(kThreads)
     QuantizeKernel(const __grid_constant__ QuantizeArgs args) {
-  constexpr int kOutputs = Traits<kKind>::kOutputs;
-  constexpr bool kOneNorm = Traits<kKind>::kOneNorm;
+  constexpr int kOutputs = QuantizeTraits<kKind>::kOutputs;
+  constexpr bool kOneNorm = QuantizeTraits<kKind>::kOneNorm;
   extern __shared__ float y_row[];  // [padded_cols]
   __shared__ NormPartials<kOutputs> partials;
   __shared__ CodeScale scales[kOutputs];
@@ -234,19 +224,9 @@ int64_t MaxQuantizeCols(int64_t shared_bytes) {
 cudaError_t LaunchQuantize(const QuantizeArgs& args, int32_t max_rows,
                            const LaunchContext& context) {
   if (RowsAreQuicker(args, max_rows, context)) return LaunchQuantizeRow(args, max_rows, context);
-  switch (args.kind) {
-    case NormKind::kAttention:
-      return LaunchKind<NormKind::kAttention>(args, max_rows, context);
-    case NormKind::kHidden:
-      return LaunchKind<NormKind::kHidden>(args, max_rows, context);
-    case NormKind::kRecurrent:
-      return LaunchKind<NormKind::kRecurrent>(args, max_rows, context);
-    case NormKind::kScanned:
-      return LaunchKind<NormKind::kScanned>(args, max_rows, context);
-    case NormKind::kOneNorm:
-      return LaunchKind<NormKind::kOneNorm>(args, max_rows, context);
-  }
-  return cudaErrorInvalidValue;
+  return LaunchForKind(args.kind, [&](auto kind) {
+    return LaunchKind<decltype(kind)::value>(args, max_rows, context);
+  });
 }
 
 }  // namespace mmfree::cuda

@@ -13,6 +13,7 @@
 #include "server/backends/cuda/kernels.h"
 #include "server/backends/cuda/launch.cuh"
 #include "server/backends/cuda/norm.cuh"
+#include "server/backends/cuda/quantize_kinds.cuh"
 #include "server/base/numerics.h"
 
 namespace mmfree::cuda {
@@ -20,15 +21,6 @@ namespace {
 
 constexpr int kMaxWarps = 32;
 constexpr float4 kZero = {0.0f, 0.0f, 0.0f, 0.0f};
-
-template <NormKind kKind>
-struct Traits {
-  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
-  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
-  static constexpr bool kRecurrent = kKind == NormKind::kRecurrent;
-  static constexpr bool kHasW1 =
-      kKind == NormKind::kAttention || kKind == NormKind::kHidden || kRecurrent;
-};
 
 // Two blocks fit a multiprocessor where a thread has one quad and more than one vector to read.
 template <NormKind kKind, int kQuads>
@@ -81,24 +73,19 @@ __device__ __forceinline__ uint32_t MaxBits(const float4& v) {
   return max(max(AbsBits(v.x), AbsBits(v.y)), max(AbsBits(v.z), AbsBits(v.w)));
 }
 
-// Recur and GateOutput of numerics.h for a quad of columns; gx: g times its norm's weights.
+// AdvanceBatch for a quad of columns.
 __device__ __forceinline__ float4 Advance(const float4& forget, const float4& input,
                                           const float4& lower_bound, const float4& gx,
                                           float4* state) {
   float f[4] = {forget.x, forget.y, forget.z, forget.w};
   float i[4] = {input.x, input.y, input.z, input.w};
-  float s[4] = {state->x, state->y, state->z, state->w};
   const float bound[4] = {lower_bound.x, lower_bound.y, lower_bound.z, lower_bound.w};
-  SigmoidBatch(f, f);
-  SiluBatch(i, i);
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    const float keep = fmaf(1.0f - bound[n], f[n], bound[n]);
-    s[n] = fmaf(keep, s[n], i[n] * (1.0f - keep));
-  }
+  const float g[4] = {gx.x, gx.y, gx.z, gx.w};
+  float s[4] = {state->x, state->y, state->z, state->w};
+  float y[4];
+  AdvanceBatch(f, i, bound, g, s, y);
   *state = make_float4(s[0], s[1], s[2], s[3]);
-  SiluBatch(s, s);
-  return Times(gx, make_float4(s[0], s[1], s[2], s[3]));
+  return make_float4(y[0], y[1], y[2], y[3]);
 }
 
 template <bool kPlain>
@@ -113,8 +100,8 @@ __device__ __forceinline__ uint32_t Codes(const float4& t, float scale, int32_t*
 template <NormKind kKind, int kQuads>
 class RowQuads {
  public:
-  static constexpr int kOutputs = Traits<kKind>::kOutputs;
-  static constexpr bool kOneNorm = Traits<kKind>::kOneNorm;
+  static constexpr int kOutputs = QuantizeTraits<kKind>::kOutputs;
+  static constexpr bool kOneNorm = QuantizeTraits<kKind>::kOneNorm;
 
   __device__ __forceinline__ explicit RowQuads(const QuantizeArgs& args) : args_(args) {}
 
@@ -132,10 +119,10 @@ class RowQuads {
       for (int o = 0; o < kOutputs; ++o) {
         t_[o][n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.w2[o] + k)) : kZero;
       }
-      if constexpr (Traits<kKind>::kHasW1) {
+      if constexpr (QuantizeTraits<kKind>::kHasW1) {
         y_[n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.w1 + k)) : kZero;
       }
-      if constexpr (Traits<kKind>::kRecurrent) {
+      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
         bound_[n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.lower_bound + k)) : kZero;
         state_[n] = LoadStates(states, k, args_.cols, aligned);
       }
@@ -159,7 +146,7 @@ class RowQuads {
       if constexpr (kKind == NormKind::kScanned) {
         y_[n] = valid ? LoadQuad(args_.y + row + k) : kZero;
       }
-      if constexpr (Traits<kKind>::kRecurrent) {
+      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
         forget[n] = valid ? LoadQuad(args_.forget + row + k) : kZero;
         input[n] = valid ? LoadQuad(args_.input + row + k) : kZero;
       }
@@ -171,10 +158,10 @@ class RowQuads {
       if (k >= args_.padded_cols) break;
       if constexpr (kOneNorm) {
         y_[n] = x[n];
-      } else if constexpr (Traits<kKind>::kHasW1) {
+      } else if constexpr (QuantizeTraits<kKind>::kHasW1) {
         y_[n] = Times(x[n], y_[n]);
       }
-      if constexpr (Traits<kKind>::kRecurrent) {
+      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
         y_[n] = Advance(forget[n], input[n], bound_[n], y_[n], &state_[n]);
         StoreStates(states, k, args_.cols, aligned, state_[n]);
       }
@@ -258,7 +245,7 @@ __device__ __forceinline__ RowScale ExactScale(const QuantizeArgs& args,
 template <NormKind kKind, int kQuads>
 __global__ void __launch_bounds__(kMaxThreads<kKind, kQuads>, kMinBlocks<kKind, kQuads>)
     QuantizeRowKernel(const __grid_constant__ QuantizeArgs args, float root_eps) {
-  using T = Traits<kKind>;
+  using T = QuantizeTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   extern __shared__ float4 dynamic_shared[];  // [padded_cols] of x, and but for one norm of y
   float* const shared_x = reinterpret_cast<float*>(dynamic_shared);
@@ -369,19 +356,9 @@ cudaError_t LaunchKind(const QuantizeArgs& args, int32_t max_rows, const LaunchC
 
 cudaError_t LaunchQuantizeRow(const QuantizeArgs& args, int32_t max_rows,
                               const LaunchContext& context) {
-  switch (args.kind) {
-    case NormKind::kAttention:
-      return LaunchKind<NormKind::kAttention>(args, max_rows, context);
-    case NormKind::kHidden:
-      return LaunchKind<NormKind::kHidden>(args, max_rows, context);
-    case NormKind::kRecurrent:
-      return LaunchKind<NormKind::kRecurrent>(args, max_rows, context);
-    case NormKind::kScanned:
-      return LaunchKind<NormKind::kScanned>(args, max_rows, context);
-    case NormKind::kOneNorm:
-      return LaunchKind<NormKind::kOneNorm>(args, max_rows, context);
-  }
-  return cudaErrorInvalidValue;
+  return LaunchForKind(args.kind, [&](auto kind) {
+    return LaunchKind<decltype(kind)::value>(args, max_rows, context);
+  });
 }
 
 }  // namespace mmfree::cuda

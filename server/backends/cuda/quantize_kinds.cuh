@@ -1,0 +1,63 @@
+// What the kernels of norm and quantisation share: the kinds of rows and the step of the
+// recurrence.
+#ifndef MMFREE_SERVER_BACKENDS_CUDA_QUANTIZE_KINDS_CUH_
+#define MMFREE_SERVER_BACKENDS_CUDA_QUANTIZE_KINDS_CUH_
+
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "server/backends/cuda/batch_math.cuh"
+#include "server/backends/cuda/kernels.h"
+
+namespace mmfree::cuda {
+
+template <NormKind kKind>
+struct QuantizeTraits {
+  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
+  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
+  static constexpr bool kRecurrent = kKind == NormKind::kRecurrent;
+  static constexpr bool kHasW1 =
+      kKind == NormKind::kAttention || kKind == NormKind::kHidden || kRecurrent;
+};
+
+// Recur and GateOutput of numerics.h for some columns; gx: g times its norm's weights. Leaves the
+// new states in `states`, and overwrites the gates.
+template <int kCount>
+__device__ __forceinline__ void AdvanceBatch(float (&forget)[kCount], float (&input)[kCount],
+                                             const float (&lower_bound)[kCount],
+                                             const float (&gx)[kCount], float (&states)[kCount],
+                                             float (&y)[kCount]) {
+  SigmoidBatch(forget, forget);
+  SiluBatch(input, input);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float keep = fmaf(1.0f - lower_bound[i], forget[i], lower_bound[i]);
+    states[i] = fmaf(keep, states[i], input[i] * (1.0f - keep));
+  }
+  SiluBatch(states, y);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) y[i] = gx[i] * y[i];
+}
+
+// What `launch` returns, called with the kind as a std::integral_constant.
+template <typename Launch>
+cudaError_t LaunchForKind(NormKind kind, const Launch& launch) {
+  switch (kind) {
+    case NormKind::kAttention:
+      return launch(std::integral_constant<NormKind, NormKind::kAttention>());
+    case NormKind::kHidden:
+      return launch(std::integral_constant<NormKind, NormKind::kHidden>());
+    case NormKind::kRecurrent:
+      return launch(std::integral_constant<NormKind, NormKind::kRecurrent>());
+    case NormKind::kScanned:
+      return launch(std::integral_constant<NormKind, NormKind::kScanned>());
+    case NormKind::kOneNorm:
+      return launch(std::integral_constant<NormKind, NormKind::kOneNorm>());
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace mmfree::cuda
+
+#endif  // MMFREE_SERVER_BACKENDS_CUDA_QUANTIZE_KINDS_CUH_
