@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "server/backends/cuda/batch_math.cuh"
 #include "server/base/numerics.h"
 
 namespace mmfree::cuda {
@@ -65,6 +66,26 @@ __device__ __forceinline__ uint32_t QuantizeQuad(const float4& y, const float4& 
                                    Code<kPlain>(y.z * w.z, scale), Code<kPlain>(y.w * w.w, scale));
   *sum = __dp4a(static_cast<int32_t>(codes), 0x01010101, *sum);
   return codes;
+}
+
+// At least the square of the inverse of the factor of a row's norms. z: with one norm the largest
+// |x|, with two the largest of |y| and sqrt(eps) * |x|, which may be rounded up.
+//
+// The factor is 1 / sqrt(mean(x^2) + eps), or with two norms
+// 1 / sqrt(mean(y^2) + eps * (mean(x^2) + eps)). A mean is at most the largest square: mean(x^2),
+// or mean(y^2) and eps * mean(x^2), are at most z^2.
+template <bool kOneNorm>
+__device__ __forceinline__ float NormBound(float z, float eps) {
+  return kOneNorm ? fmaf(z, z, eps) : fmaf(2.0f * z, z, eps * eps);
+}
+
+// Whether a row's codes have the scale DivideOrdinary(127, max_t), which is known before the sums
+// of its norms: surely the clamp of the smallest maximum, kMinAbsMax, does not act on max_t times
+// the factor of the norms, and the quotient is exact. max_t: the largest |y * w2|; bound: of
+// NormBound. False for infinity and NaN.
+__device__ __forceinline__ bool ClampSurelyIdle(float max_t, float bound) {
+  constexpr float kSure = 2.0f * kMinAbsMax;  // leaves room for rounding
+  return max_t * max_t > kSure * kSure * bound && IsOrdinary(max_t, 1.0f);
 }
 
 // The partial results of a row, one entry a warp.

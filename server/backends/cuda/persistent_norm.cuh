@@ -63,8 +63,8 @@ __device__ __forceinline__ uint32_t MaxAbsBits(const float4& v) {
 }
 
 // Loads the rows as they arrive, keeps x and y (y * w1 where there is w1) in shared memory and
-// finds this warp's maxima: of |y * w2|, and of z, which bounds the norms (QuantizeBlock). `parity`
-// is that of the stage.
+// finds this warp's maxima: of |y * w2|, and of z, which bounds the norms (NormBound).
+// `parity` is that of the stage.
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void LoadRows(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                          const StageBuffers& buffers, const RowSource& source,
@@ -260,21 +260,14 @@ __device__ __forceinline__ void QuantizeBlock(PersistentBlock<kRows>& block, con
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     const float z = BitsToFloat(__reduce_max_sync(0xffffffffu, block.max_z[row][from]));
-    // The factor of the norms is 1 / sqrt(mean(x^2) + eps), or with two of them
-    // 1 / sqrt(mean(y^2) + eps * (mean(x^2) + eps)): a mean is at most the largest square, and z is
-    // the largest of |x|, or of |y| and sqrt(eps) * |x|. So the factor is at least 1 / sqrt(bound).
-    const float bound = StageTraits<kKind>::kOneNorm ? fmaf(z, z, args.eps)
-                                                     : fmaf(2.0f * z, z, args.eps * args.eps);
+    const float bound = NormBound<StageTraits<kKind>::kOneNorm>(z, args.eps);
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
       const uint32_t bits = __reduce_max_sync(0xffffffffu, block.max_t[o][row][from]);
       const float max_t = BitsToFloat(bits);
       if (thread == 0) block.row_max[o][row] = bits;
       scales[o][row] = DivideOrdinary(127.0f, max_t);
-      // As in CodeScaleOf: surely the clamp of the smallest maximum does not act; and the quotient
-      // is exact. False for infinity and NaN.
-      constexpr float kSure = 2.0f * kMinAbsMax;
-      plain = plain && max_t * max_t > kSure * kSure * bound && IsOrdinary(max_t, 1.0f);
+      plain = plain && ClampSurelyIdle(max_t, bound);
     }
   }
   if (plain) {

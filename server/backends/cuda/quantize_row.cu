@@ -286,10 +286,9 @@ __global__ void __launch_bounds__(kMaxThreads<kKind, kQuads>, kMinBlocks<kKind, 
   if (thread < kOutputs) shared.code_sums[thread] = 0;
   __syncthreads();
 
-  // As in persistent_norm.cuh.
   const int from = min(lane, num_warps - 1);
   const float z = BitsToFloat(__reduce_max_sync(0xffffffffu, shared.max_z[from]));
-  const float bound = T::kOneNorm ? fmaf(z, z, args.eps) : fmaf(2.0f * z, z, args.eps * args.eps);
+  const float bound = NormBound<T::kOneNorm>(z, args.eps);
   float scales[kOutputs];
   bool plain = true;
 #pragma unroll
@@ -298,8 +297,7 @@ __global__ void __launch_bounds__(kMaxThreads<kKind, kQuads>, kMinBlocks<kKind, 
     const float largest = BitsToFloat(bits);
     if (thread == 0) shared.partials.max_bits[o][0] = bits;
     scales[o] = DivideOrdinary(127.0f, largest);
-    constexpr float kSure = 2.0f * kMinAbsMax;
-    plain = plain && largest * largest > kSure * kSure * bound && IsOrdinary(largest, 1.0f);
+    plain = plain && ClampSurelyIdle(largest, bound);
   }
   int32_t code_sums[kOutputs] = {};
   if (plain) {
