@@ -31,6 +31,16 @@ __device__ __forceinline__ float CrossWarpTreeSum(const float* warps) {
 // |t| as bits: ordered as unsigned integers, so that a maximum is one instruction a warp.
 __device__ __forceinline__ uint32_t AbsBits(float t) { return FloatToBits(t) & 0x7fffffffu; }
 
+__device__ __forceinline__ float4 Times(const float4& a, const float4& b) {
+  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+__device__ __forceinline__ float MaxAbs(const float4& v) {
+  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+__device__ __forceinline__ uint32_t MaxAbsBits(const float4& v) {
+  return max(max(AbsBits(v.x), AbsBits(v.y)), max(AbsBits(v.z), AbsBits(v.w)));
+}
+
 // Four codes as one word, least significant first.
 __device__ __forceinline__ uint32_t PackCodes(int32_t c0, int32_t c1, int32_t c2, int32_t c3) {
   uint32_t high;

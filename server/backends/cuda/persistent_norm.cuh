@@ -52,16 +52,6 @@ struct Quads {
   }
 };
 
-__device__ __forceinline__ float4 Times(const float4& a, const float4& b) {
-  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
-}
-__device__ __forceinline__ float MaxAbs(const float4& v) {
-  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
-__device__ __forceinline__ uint32_t MaxAbsBits(const float4& v) {
-  return max(max(AbsBits(v.x), AbsBits(v.y)), max(AbsBits(v.z), AbsBits(v.w)));
-}
-
 // Loads the rows as they arrive, keeps x and y (y * w1 where there is w1) in shared memory and
 // finds this warp's maxima: of |y * w2|, and of z, which bounds the norms (NormBound).
 // `parity` is that of the stage.

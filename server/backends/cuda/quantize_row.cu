@@ -63,16 +63,6 @@ __device__ __forceinline__ void StoreStates(float* states, int k, int cols, bool
   if (k + 3 < cols) states[k + 3] = quad.w;
 }
 
-__device__ __forceinline__ float4 Times(const float4& a, const float4& b) {
-  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
-}
-__device__ __forceinline__ float MaxAbs(const float4& v) {
-  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
-__device__ __forceinline__ uint32_t MaxBits(const float4& v) {
-  return max(max(AbsBits(v.x), AbsBits(v.y)), max(AbsBits(v.z), AbsBits(v.w)));
-}
-
 // AdvanceBatch for a quad of columns.
 __device__ __forceinline__ float4 Advance(const float4& forget, const float4& input,
                                           const float4& lower_bound, const float4& gx,
@@ -175,7 +165,7 @@ class RowQuads {
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) {
         t_[o][n] = Times(y_[n], t_[o][n]);
-        max_t[o] = max(max_t[o], MaxBits(t_[o][n]));
+        max_t[o] = max(max_t[o], MaxAbsBits(t_[o][n]));
       }
     }
   }
