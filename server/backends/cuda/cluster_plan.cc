@@ -92,7 +92,7 @@ absl::Status ClusterPlan::MakeNorms(const ModelConfig& config, const DeviceModel
       for (int v = kAttnNorm; v <= kDownNorm; ++v) {
         const int32_t columns = v == kDownNorm ? args->channels : args->dim;
         MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpy2DAsync(
-            to + VectorAt(v, args->dim), kOwnBytes, vectors[v] + block * kClusterLanes,
+            to + VectorAt(v, args->dim), kOwnBytes, vectors[v] + int64_t{block} * kClusterLanes,
             kNormLanes * sizeof(float), kOwnBytes, columns / kNormLanes, cudaMemcpyDeviceToDevice));
       }
       MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(to + ScalesAt(args->dim, args->channels), scales,

@@ -57,7 +57,7 @@ struct GraphKey {
 
 class CudaBackend : public Backend {
  public:
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(std::shared_ptr<const Model> model,
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const Model& model,
                                                          const CudaBackendOptions& options);
 
   const BackendInfo& info() const override { return info_; }
@@ -171,11 +171,11 @@ absl::Status CheckMemory(const Model& model, const Workspace::Sizes& sizes, int6
                    " tokens (lower --prefill_chunk or --max_batch), the rest while loading"));
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(std::shared_ptr<const Model> model,
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const Model& model,
                                                              const CudaBackendOptions& options) {
   MMFREE_RETURN_IF_ERROR(CheckOptions(options));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(model->config(), options));
-  MMFREE_RETURN_IF_ERROR(backend->Initialize(*model));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(model.config(), options));
+  MMFREE_RETURN_IF_ERROR(backend->Initialize(model));
   return backend;
 }
 
@@ -474,9 +474,9 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
 }  // namespace
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(std::shared_ptr<const Model> model,
-                                                           const CudaBackendOptions& options) {
-  return cuda::CudaBackend::Create(std::move(model), options);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    const std::shared_ptr<const Model>& model, const CudaBackendOptions& options) {
+  return cuda::CudaBackend::Create(*model, options);
 }
 
 absl::Status CheckCudaDevice(int32_t device) { return cuda::OpenDevice(device).status(); }

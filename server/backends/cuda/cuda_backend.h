@@ -37,13 +37,13 @@ struct CudaBackendOptions {
   Kernels kernels = Kernels::kAuto;
 };
 
-// Uploads the model to a device and allocates its states and buffers. Errors: NOT_FOUND without a
-// driver or such a device; FAILED_PRECONDITION for a device or driver that is too old;
-// RESOURCE_EXHAUSTED when memory does not suffice (the message says what was needed and free, and
-// what to lower); INVALID_ARGUMENT for options out of range; UNIMPLEMENTED for a model whose rows
-// do not fit the kernels' shared memory.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(std::shared_ptr<const Model> model,
-                                                           const CudaBackendOptions& options);
+// Uploads the model to a device and allocates its states and buffers; keeps no hold of it. Errors:
+// NOT_FOUND without a driver or such a device; FAILED_PRECONDITION for a device or driver that is
+// too old; RESOURCE_EXHAUSTED when memory does not suffice (the message says what was needed and
+// free, and what to lower); INVALID_ARGUMENT for options out of range; UNIMPLEMENTED for a model
+// whose rows do not fit the kernels' shared memory.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    const std::shared_ptr<const Model>& model, const CudaBackendOptions& options);
 
 // OK when `device` can run this backend; otherwise why not, as CreateCudaBackend would say it.
 absl::Status CheckCudaDevice(int32_t device);
