@@ -63,19 +63,20 @@ __device__ __forceinline__ void Advance(Column<NormKind::kRecurrent> (&columns)[
   float forget[kBatch];
   float input[kBatch];
   float lower_bound[kBatch];
-  float gx[kBatch];
   float states[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
     forget[i] = columns[i].forget;
     input[i] = columns[i].input;
     lower_bound[i] = columns[i].lower_bound;
-    gx[i] = columns[i].x * columns[i].y;
     states[i] = columns[i].state;
   }
-  AdvanceBatch(forget, input, lower_bound, gx, states, y);
+  AdvanceBatch(forget, input, lower_bound, states, y);
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) columns[i].state = states[i];
+  for (int i = 0; i < kBatch; ++i) {
+    columns[i].state = states[i];
+    y[i] = (columns[i].x * columns[i].y) * y[i];
+  }
 }
 
 template <NormKind kKind>

@@ -21,23 +21,23 @@ struct QuantizeTraits {
       kKind == NormKind::kAttention || kKind == NormKind::kHidden || kRecurrent;
 };
 
-// Recur and GateOutput of numerics.h for some columns; gx: g times its norm's weights. Leaves the
-// new states in `states`, and overwrites the gates.
+// Recur of numerics.h for some columns, and the factor that GateOutput has of their new states.
+// Overwrites `forget` and `input`.
 template <int kCount>
 __device__ __forceinline__ void AdvanceBatch(float (&forget)[kCount], float (&input)[kCount],
                                              const float (&lower_bound)[kCount],
-                                             const float (&gx)[kCount], float (&states)[kCount],
-                                             float (&y)[kCount]) {
+                                             float (&states)[kCount], float (&gate)[kCount]) {
   SigmoidBatch(forget, forget);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    forget[i] = fmaf(1.0f - lower_bound[i], forget[i], lower_bound[i]);
+  }
   SiluBatch(input, input);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const float keep = fmaf(1.0f - lower_bound[i], forget[i], lower_bound[i]);
-    states[i] = fmaf(keep, states[i], input[i] * (1.0f - keep));
+    states[i] = fmaf(forget[i], states[i], input[i] * (1.0f - forget[i]));
   }
-  SiluBatch(states, y);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) y[i] = gx[i] * y[i];
+  SiluBatch(states, gate);
 }
 
 // What `launch` returns, called with the kind as a std::integral_constant.

@@ -65,17 +65,15 @@ __device__ __forceinline__ void StoreStates(float* states, int k, int cols, bool
 
 // AdvanceBatch for a quad of columns.
 __device__ __forceinline__ float4 Advance(const float4& forget, const float4& input,
-                                          const float4& lower_bound, const float4& gx,
-                                          float4* state) {
+                                          const float4& lower_bound, float4* state) {
   float f[4] = {forget.x, forget.y, forget.z, forget.w};
   float i[4] = {input.x, input.y, input.z, input.w};
   const float bound[4] = {lower_bound.x, lower_bound.y, lower_bound.z, lower_bound.w};
-  const float g[4] = {gx.x, gx.y, gx.z, gx.w};
   float s[4] = {state->x, state->y, state->z, state->w};
-  float y[4];
-  AdvanceBatch(f, i, bound, g, s, y);
+  float gate[4];
+  AdvanceBatch(f, i, bound, s, gate);
   *state = make_float4(s[0], s[1], s[2], s[3]);
-  return make_float4(y[0], y[1], y[2], y[3]);
+  return make_float4(gate[0], gate[1], gate[2], gate[3]);
 }
 
 template <bool kPlain>
@@ -142,6 +140,8 @@ class RowQuads {
       }
     }
     float* const shared_y = shared_x + args_.padded_cols;
+    // The recurrence needs the registers: before it x is done with, and g times its norm's weights
+    // waits in shared memory.
 #pragma unroll
     for (int n = 0; n < kQuads; ++n) {
       const int k = Column(n);
@@ -152,15 +152,23 @@ class RowQuads {
         y_[n] = Times(x[n], y_[n]);
       }
       if constexpr (QuantizeTraits<kKind>::kRecurrent) {
-        y_[n] = Advance(forget[n], input[n], bound_[n], y_[n], &state_[n]);
-        StoreStates(states, k, args_.cols, aligned, state_[n]);
+        *reinterpret_cast<float4*>(shared_y + k) = y_[n];
       }
       *reinterpret_cast<float4*>(shared_x + k) = x[n];
-      if constexpr (kOneNorm) {
-        *max_z = fmaxf(*max_z, MaxAbs(x[n]));
-      } else {
+      *max_z = fmaxf(*max_z, kOneNorm ? MaxAbs(x[n]) : root_eps * MaxAbs(x[n]));
+    }
+#pragma unroll
+    for (int n = 0; n < kQuads; ++n) {
+      const int k = Column(n);
+      if (k >= args_.padded_cols) break;
+      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
+        const float4 gate = Advance(forget[n], input[n], bound_[n], &state_[n]);
+        y_[n] = Times(*reinterpret_cast<const float4*>(shared_y + k), gate);
+        StoreStates(states, k, args_.cols, aligned, state_[n]);
+      }
+      if constexpr (!kOneNorm) {
         *reinterpret_cast<float4*>(shared_y + k) = y_[n];
-        *max_z = fmaxf(*max_z, fmaxf(MaxAbs(y_[n]), root_eps * MaxAbs(x[n])));
+        *max_z = fmaxf(*max_z, MaxAbs(y_[n]));
       }
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) {
