@@ -179,13 +179,17 @@ __device__ __forceinline__ void PassTurn(int team) {
 // Until all threads of a team are here.
 template <typename T>
 __device__ __forceinline__ void SyncTeam(int team) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(T::kTeamThreads) : "memory");
+  if constexpr (T::kTeams == 1) {
+    asm volatile("bar.sync 1, %0;" ::"n"(T::kTeamThreads) : "memory");
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(T::kTeamThreads) : "memory");
+  }
 }
 
-// Lets a stage that the whole warp has read be filled again.
-__device__ __forceinline__ void Release(const Place& place, const uint64_t* empty) {
-  __syncwarp();
-  if (place.lane == 0) BarrierArrive(SharedAddress(empty));
+// Lets a stage be filled again once all its readers have come here. Each arrives for itself: no
+// slower than one lane for its warp, and an order that racecheck knows.
+__device__ __forceinline__ void Release(const uint64_t* empty) {
+  BarrierArrive(SharedAddress(empty));
 }
 
 // Finishes a warp's sums (what FinishToken of epilogue.cuh does, in batches): residuals of a batch
@@ -301,12 +305,12 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
       if (half == 1 && k_block + T::kSplit < k_blocks) load_words();
       WgmmaWait<1>();
       // The wait above ended the previous stage's last group.
-      if (half == 0 && k_block >= T::kSplit) Release(place, &shared.empty[last_stage]);
+      if (half == 0 && k_block >= T::kSplit) Release(&shared.empty[last_stage]);
     }
     last_stage = stage;
   }
   WgmmaWait<0>();
-  if constexpr (T::kSplit == 1) Release(place, &shared.empty[last_stage]);
+  if constexpr (T::kSplit == 1) Release(&shared.empty[last_stage]);
   asm volatile("cp.async.wait_all;" ::: "memory");
   SyncTeam<T>(place.team);
 #pragma unroll
@@ -357,7 +361,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::kStages; ++stage) {
       BarrierInit(SharedAddress(&shared.full[stage]), 1);
-      BarrierInit(SharedAddress(&shared.empty[stage]), 4 * T::kRowGroups);
+      BarrierInit(SharedAddress(&shared.empty[stage]), 128 * T::kRowGroups);
     }
     BarrierInitFence();
   }
@@ -372,7 +376,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     // The residual stream and the row scales come from earlier kernels.
     WaitForPrevious();
     constexpr int kTeamWarps = T::kTeamThreads / 32;
-    const int team = warp / kTeamWarps;
+    const int team = T::kTeams == 1 ? 0 : warp / kTeamWarps;
     const int group = warp % kTeamWarps / 4;
     const Place place = {team,
                          static_cast<int>(threadIdx.x) % T::kTeamThreads,
