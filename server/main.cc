@@ -163,7 +163,7 @@ absl::StatusOr<Backends> MakeBackends(const std::shared_ptr<const Model>& model,
     Backends backends;
     for (const int32_t device : flags.devices) {
       options.device = device;
-      MMFREE_ASSIGN_OR_RETURN(backends.emplace_back(), CreateCudaBackend(model, options));
+      MMFREE_ASSIGN_OR_RETURN(backends.emplace_back(), CreateCudaBackend(*model, options));
     }
     return backends;
   }

@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBenchBackend(const BenchOptions& op
     CudaBackendOptions cuda;
     cuda.num_slots = num_slots;
     cuda.max_step_tokens = max_step_tokens;
-    return CreateCudaBackend(std::move(model), cuda);
+    return CreateCudaBackend(*model, cuda);
   }
 #endif
   return NotBuiltIn(options);

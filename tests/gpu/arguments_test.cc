@@ -34,7 +34,7 @@ class ArgumentsTest : public testing::Test {
     options.num_slots = 2;
     options.max_step_tokens = 4;
     absl::StatusOr<std::unique_ptr<Backend>> backend =
-        CreateCudaBackend(Model::Random(SmallConfig(), 1), options);
+        CreateCudaBackend(*Model::Random(SmallConfig(), 1), options);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
   }
@@ -187,7 +187,7 @@ TEST(CreateTest, TooMuchMemorySaysWhatToLower) {
   CudaBackendOptions options;
   options.num_slots = 1 << 20;
   options.max_step_tokens = 1 << 17;
-  const absl::Status status = CreateCudaBackend(Model::Random(config, 1), options).status();
+  const absl::Status status = CreateCudaBackend(*Model::Random(config, 1), options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("--max_sessions"));
 }
@@ -197,10 +197,10 @@ TEST(CreateTest, MissingDevicesAndBadOptionsAreNamed) {
   const std::shared_ptr<const Model> model = Model::Random(SmallConfig(), 1);
   CudaBackendOptions options;
   options.device = 99;
-  EXPECT_EQ(CreateCudaBackend(model, options).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(CreateCudaBackend(*model, options).status().code(), absl::StatusCode::kNotFound);
   options.device = 0;
   options.num_slots = 0;
-  EXPECT_EQ(CreateCudaBackend(model, options).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(CreateCudaBackend(*model, options).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

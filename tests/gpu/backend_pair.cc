@@ -74,7 +74,7 @@ absl::StatusOr<BackendPair> BackendPair::Create(std::shared_ptr<const Model> mod
   cuda.max_step_tokens = options.max_step_tokens;
   cuda.kernels = options.kernels;
   cuda.use_graphs = options.use_graphs;
-  MMFREE_ASSIGN_OR_RETURN(pair.cuda_, CreateCudaBackend(pair.model_, cuda));
+  MMFREE_ASSIGN_OR_RETURN(pair.cuda_, CreateCudaBackend(*pair.model_, cuda));
   return pair;
 }
 

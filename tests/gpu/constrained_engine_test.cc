@@ -110,7 +110,7 @@ TEST_F(ConstrainedEngineTest, GivesTheSameTokensOnBoth) {
   CudaBackendOptions cuda;
   cuda.num_slots = 40;  // other batches than on the CPU
   const auto expected = Run(*CreateCpuBackend(model_, cpu));
-  const auto actual = Run(*CreateCudaBackend(model_, cuda));
+  const auto actual = Run(*CreateCudaBackend(*model_, cuda));
   ASSERT_EQ(expected.size(), actual.size());
   int parsed = 0;
   for (int i = 0; i < kRequests; ++i) {

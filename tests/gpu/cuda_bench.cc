@@ -245,7 +245,7 @@ int Main() {
     options.kernels = KernelsOf(absl::GetFlag(FLAGS_kernels));
     options.use_graphs = absl::GetFlag(FLAGS_graphs);
     const Clock::time_point start = Clock::now();
-    absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend(model, options);
+    absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend(*model, options);
     if (!backend.ok()) {
       fprintf(stderr, "%s\n", backend.status().ToString().c_str());
       return 1;

@@ -169,8 +169,8 @@ TEST_P(EqualityTest, ChunksAndDecodingRowsTogether) {
   RowMaker maker(GetParam().config, 2);
   // Tokens a row; a step may mix single tokens with chunks that end anywhere in a tile.
   const std::vector<std::vector<int32_t>> steps = {
-      {1, 5},      {64, 1, 1}, {65, 3, 1, 130}, {1, 1, 1}, {257}, {500, 1, 2, 1, 7, 1, 63},
-      {900, 1, 40}};
+      {1, 5},       {64, 1, 1}, {65, 3, 1, 130}, {1, 1, 1}, {257}, {500, 1, 2, 1, 7, 1, 63},
+      {900, 1, 40}, {256},      {512, 256},      {768, 1}};
   for (size_t n = 0; n < steps.size(); ++n) {
     const std::string what = "mixed step " + std::to_string(n);
     maker.Clear();

@@ -28,7 +28,7 @@ class GoldenCudaTest : public testing::Test {
     model_ = *std::move(model);
     CudaBackendOptions options;
     options.num_slots = 1;
-    absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend(model_, options);
+    absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend(*model_, options);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
   }

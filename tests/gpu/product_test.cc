@@ -1,6 +1,6 @@
 // Every tile shape of the wgmma products gives the bytes of the mma.sync kernel, whether a shape
 // and a number of tokens would choose it or not: tails of rows and tokens, fewer columns than the
-// ring has stages and more, several tiles a block.
+// ring has stages and more, any number of tiles a block, launches that overlap.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -29,6 +29,9 @@ struct Shape {
   int32_t row_blocks;
   int32_t k_blocks;
   std::vector<int32_t> tokens;
+  // Multiprocessors that the launch counts on: the fewer, the more tiles a block takes in turn. 0:
+  // those of the device.
+  std::vector<int32_t> num_sms = {0};
 };
 
 template <typename T>
@@ -84,13 +87,15 @@ class RandomProduct {
     return product;
   }
 
-  // The whole output after `launch` with the tile shape `tile`.
+  // The whole output after two launches, one after the other, with the tile shape `tile`. With
+  // residuals the second one adds to what the first one wrote.
   absl::StatusOr<std::vector<float>> Run(cudaError_t (*launch)(const GemmArgs&,
                                                                const LaunchContext&),
                                          int32_t tile, const LaunchContext& context) {
     MMFREE_CUDA_RETURN_IF_ERROR(cudaMemcpy(args_.out, before_.data(),
                                            before_.size() * sizeof(float), cudaMemcpyHostToDevice));
     args_.tile = tile;
+    MMFREE_CUDA_RETURN_IF_ERROR(launch(args_, context));
     MMFREE_CUDA_RETURN_IF_ERROR(launch(args_, context));
     MMFREE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(context.stream));
     std::vector<float> out(before_.size());
@@ -132,14 +137,19 @@ TEST_P(ProductTest, EveryTileGivesTheBytesOfTheGenericKernel) {
     const absl::StatusOr<std::vector<float>> expected = product->Run(LaunchGemmMma, -1, context);
     ASSERT_TRUE(expected.ok()) << expected.status();
     ASSERT_NE(*expected, product->before());
-    for (int32_t tile = -1; tile < kNumWgmmaTiles; ++tile) {
-      const absl::StatusOr<std::vector<float>> out = product->Run(LaunchGemmWgmma, tile, context);
-      ASSERT_TRUE(out.ok()) << out.status();
-      const auto [at, other] =
-          std::mismatch(out->begin(), out->end(), expected->begin(),
-                        [](float a, float b) { return FloatToBits(a) == FloatToBits(b); });
-      ASSERT_TRUE(at == out->end()) << "tile " << tile << ", " << tokens << " tokens: element "
-                                    << at - out->begin() << " is " << *at << ", not " << *other;
+    for (const int32_t num_sms : GetParam().num_sms) {
+      LaunchContext narrow = context;
+      if (num_sms > 0) narrow.num_sms = num_sms;
+      for (int32_t tile = -1; tile < kNumWgmmaTiles; ++tile) {
+        const absl::StatusOr<std::vector<float>> out = product->Run(LaunchGemmWgmma, tile, narrow);
+        ASSERT_TRUE(out.ok()) << out.status();
+        const auto [at, other] =
+            std::mismatch(out->begin(), out->end(), expected->begin(),
+                          [](float a, float b) { return FloatToBits(a) == FloatToBits(b); });
+        ASSERT_TRUE(at == out->end()) << "tile " << tile << ", " << tokens << " tokens, "
+                                      << narrow.num_sms << " multiprocessors: element "
+                                      << at - out->begin() << " is " << *at << ", not " << *other;
+      }
     }
   }
 }
@@ -151,7 +161,19 @@ std::vector<Shape> Shapes() {
       {"Residual", Epilogue::kResidual, 1, 7, 13, tokens},
       {"SwiGlu", Epilogue::kSwiGlu, 1, 6, 1, tokens},
       {"DeepResidual", Epilogue::kResidual, 1, 3, 54, {3, 100}},
-      // Several tiles a block, whichever shape.
+      // Many tiles a block for those shapes whose blocks take several: a column block, or fewer
+      // than the ring has stages, as many, more, and twice as many and more.
+      {"OneColumnBlock", Epilogue::kStore, 1, 5, 1, {700}, {1}},
+      {"TwoColumnBlocks", Epilogue::kSwiGlu, 1, 6, 2, {700}, {1, 2}},
+      {"HalfARing", Epilogue::kResidual, 1, 3, 5, {330}, {1, 5}},
+      {"ARing", Epilogue::kSwiGlu, 1, 6, 10, {330}, {1, 2}},
+      {"EightColumnBlocks", Epilogue::kResidual, 1, 5, 8, {330}, {1, 5}},
+      {"MoreThanARing", Epilogue::kStore, 3, 5, 11, {330}, {1, 5}},
+      {"SixteenColumnBlocks", Epilogue::kStore, 1, 5, 16, {330}, {1, 5}},
+      {"TwoRings", Epilogue::kSwiGlu, 1, 6, 20, {330}, {1, 2}},
+      {"MoreThanTwoRings", Epilogue::kResidual, 1, 7, 21, {330}, {1, 2}},
+      {"OneRowBlock", Epilogue::kSwiGlu, 1, 1, 13, {129, 257}, {1, 2}},
+      {"Down", Epilogue::kResidual, 1, 40, 54, {1000}},
       {"TilesInTurn", Epilogue::kStore, 1, 261, 3, {330}},
       {"TilesInTurnSwiGlu", Epilogue::kSwiGlu, 1, 262, 10, {330}},
       {"TilesInTurnResidual", Epilogue::kResidual, 1, 263, 9, {700}},

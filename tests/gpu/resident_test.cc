@@ -31,7 +31,7 @@ class ResidentTest : public testing::Test {
     options.resident_slots = kResident;
     options.max_step_tokens = 64;
     absl::StatusOr<std::unique_ptr<Backend>> backend =
-        CreateCudaBackend(Model::Random(config, 1), options);
+        CreateCudaBackend(*Model::Random(config, 1), options);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
   }

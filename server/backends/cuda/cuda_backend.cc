@@ -474,9 +474,9 @@ absl::Status CudaBackend::Step(absl::Span<const StepRow> rows, StepOutput* out) 
 }  // namespace
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
-    const std::shared_ptr<const Model>& model, const CudaBackendOptions& options) {
-  return cuda::CudaBackend::Create(*model, options);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const Model& model,
+                                                           const CudaBackendOptions& options) {
+  return cuda::CudaBackend::Create(model, options);
 }
 
 absl::Status CheckCudaDevice(int32_t device) { return cuda::OpenDevice(device).status(); }

@@ -42,8 +42,8 @@ struct CudaBackendOptions {
 // too old; RESOURCE_EXHAUSTED when memory does not suffice (the message says what was needed and
 // free, and what to lower); INVALID_ARGUMENT for options out of range; UNIMPLEMENTED for a model
 // whose rows do not fit the kernels' shared memory.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
-    const std::shared_ptr<const Model>& model, const CudaBackendOptions& options);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const Model& model,
+                                                           const CudaBackendOptions& options);
 
 // OK when `device` can run this backend; otherwise why not, as CreateCudaBackend would say it.
 absl::Status CheckCudaDevice(int32_t device);

@@ -14,8 +14,8 @@
 
 namespace mmfree::cuda {
 
-// Two neighbouring floats in one access, if `exists`: of an assignment the compiler may make two,
-// and of a condition a branch.
+// Stores two neighbouring floats if `exists`. to: in global memory, eight-byte aligned. One access
+// and no branch, where the compiler may make two accesses of an assignment and a branch of an if.
 __device__ __forceinline__ void StorePair(float* to, float2 pair, bool exists) {
   asm volatile(
       "{\n"

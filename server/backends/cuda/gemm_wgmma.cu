@@ -46,10 +46,17 @@ struct Tile {
   static constexpr int kExchangeBytes = kSplit > 1 ? kConsumers*(kTokens / 4) * 4 : 0;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kSharedBytes = 1024 + std::max(kRingBytes, kExchangeBytes);
+  // Tiles of eight tokens whose sums a warp finishes, and how many at a time.
+  static constexpr int kOwnTiles = kTokens / 8 / kSplit;
+  static constexpr int kBatch = std::min(kOwnTiles, kTokens > 64 ? 2 : 4);
+  static_assert(kSplit == 1 || kSplit == 2);
   static_assert(kTeams == 1 || (kTeams == 2 && kSplit == 1));
+  static_assert(kTokens % (8 * kSplit) == 0 && kOwnTiles % kBatch == 0);
   // Each half of a split meets the stages of its own in every round: a barrier that is waited for
   // has completed the round before.
   static_assert(kStages % kSplit == 0);
+  // What setmaxnreg gives and takes (GemmWgmmaKernel) is for blocks that begin with 96 registers.
+  static_assert(!kMovesRegisters || (kThreads == 640 && kBlocksPerSm == 1));
   static_assert(kStageBytes % 1024 == 0);
 };
 
@@ -165,24 +172,28 @@ struct Place {
   int split;
 };
 
+// Named barriers of a block; of each team one.
+constexpr int kTeamBarrier = 1;
+constexpr int kTurnBarrier = 3;
+
 // Two teams take a block's tiles in turn, and multiply in turn: while one finishes its sums the
-// other has the tensor cores to itself. Each thread of a team awaits and passes the turn. Barrier 0
-// is that of the block, 1 and 2 of the teams, 3 and 4 of their turns.
+// other has the tensor cores to itself. Each thread of a team awaits and passes the turn.
 template <typename T>
 __device__ __forceinline__ void AwaitTurn(int team) {
-  asm volatile("bar.sync %0, %1;" ::"r"(3 + team), "n"(T::kConsumers) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(kTurnBarrier + team), "n"(T::kConsumers) : "memory");
 }
 template <typename T>
 __device__ __forceinline__ void PassTurn(int team) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(4 - team), "n"(T::kConsumers) : "memory");
+  const int other = 1 - team;
+  asm volatile("bar.arrive %0, %1;" ::"r"(kTurnBarrier + other), "n"(T::kConsumers) : "memory");
 }
 // Until all threads of a team are here.
 template <typename T>
 __device__ __forceinline__ void SyncTeam(int team) {
   if constexpr (T::kTeams == 1) {
-    asm volatile("bar.sync 1, %0;" ::"n"(T::kTeamThreads) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"n"(kTeamBarrier), "n"(T::kTeamThreads) : "memory");
   } else {
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(T::kTeamThreads) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(kTeamBarrier + team), "n"(T::kTeamThreads) : "memory");
   }
 }
 
@@ -198,9 +209,8 @@ template <typename T, Epilogue kEpilogue, int kSums>
 __device__ __forceinline__ void Finish(const GemmArgs& args, const Place& place,
                                        const TilePlace& tile, const RowMeta* metas,
                                        const int32_t (&acc)[kSums]) {
-  constexpr int kOwnTiles = T::kTokens / 8 / T::kSplit;
-  // Tiles of eight tokens, two of a thread, in a batch.
-  constexpr int kBatch = std::min(kOwnTiles, T::kTokens > 64 ? 2 : 4);
+  constexpr int kOwnTiles = T::kOwnTiles;
+  constexpr int kBatch = T::kBatch;
   constexpr int kSlotRows = kEpilogue == Epilogue::kSwiGlu ? 1 : 2;  // outputs of a slot pair
   const float scale = args.weights.scale[tile.matrix];
   const int own_token = place.split * kOwnTiles * 8 + 2 * (place.lane % 4);
@@ -259,18 +269,26 @@ __device__ __forceinline__ void CopyMeta(const GemmArgs& args, const TilePlace& 
                : "memory");
 }
 
-// The part of a tile that one consumer thread's warpgroup computes and stores. first, last: no tile
-// of its block comes before this one, or after it.
+// A tile of a block, and whether it is the block's first and last one.
+struct OwnTile {
+  int tile;
+  bool first;
+  bool last;
+};
+
+// The part of a tile that one consumer thread's warpgroup computes and stores. metas: of the
+// tile's tokens.
 template <typename T>
-__device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place, int tile,
-                                        bool first, bool last, uint32_t ring, RowMeta* metas,
+__device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place,
+                                        const OwnTile& own, uint32_t ring, RowMeta* metas,
                                         Shared<T>& shared, RingPlace<T>& at) {
   constexpr int kTiles = T::kTokens / 8;
   const int k_blocks = args.weights.k_blocks;
   // Blocks past the matrix read whatever the ring holds there; their sums are not stored.
   const uint32_t own_weights =
       ring + T::kTokenBytes + place.row_group * kBlockBytes + (threadIdx.x % 128) * 16;
-  CopyMeta<T>(args, PlaceOf<T>(args, tile), place.thread, metas);
+  const TilePlace tile = PlaceOf<T>(args, own.tile);
+  CopyMeta<T>(args, tile, place.thread, metas);
   int32_t acc[kTiles * 4] = {};
   uint4 words;
   const auto load_words = [&] {
@@ -279,14 +297,14 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
   };
 
   // Before the turn a stage that was full two rounds ago would look like one of this tile.
-  if (T::kTeams > 1 && !first) AwaitTurn<T>(place.team);
+  if (T::kTeams > 1 && !own.first) AwaitTurn<T>(place.team);
   if (place.split < k_blocks) load_words();
   int last_stage = 0;
 #pragma unroll 1
   for (int k_block = place.split; k_block < k_blocks; k_block += T::kSplit) {
     const int stage = at.stage;
     // All stages of this tile have been full.
-    if (T::kTeams > 1 && !last && k_block == k_blocks - 1) PassTurn<T>(place.team);
+    if (T::kTeams > 1 && !own.last && k_block == k_blocks - 1) PassTurn<T>(place.team);
     const uint64_t tokens = TileDescriptor(ring + stage * T::kStageBytes);
     at.template Advance<T::kSplit>();
     // Two k-steps a group of wgmma: while one group runs, the next one's fragments are unpacked.
@@ -336,11 +354,11 @@ __device__ __forceinline__ void Consume(const GemmArgs& args, const Place& place
 
   switch (args.epilogue) {
     case Epilogue::kStore:
-      return Finish<T, Epilogue::kStore>(args, place, PlaceOf<T>(args, tile), metas, acc);
+      return Finish<T, Epilogue::kStore>(args, place, tile, metas, acc);
     case Epilogue::kResidual:
-      return Finish<T, Epilogue::kResidual>(args, place, PlaceOf<T>(args, tile), metas, acc);
+      return Finish<T, Epilogue::kResidual>(args, place, tile, metas, acc);
     case Epilogue::kSwiGlu:
-      return Finish<T, Epilogue::kSwiGlu>(args, place, PlaceOf<T>(args, tile), metas, acc);
+      return Finish<T, Epilogue::kSwiGlu>(args, place, tile, metas, acc);
     case Epilogue::kRecurrence:
       break;
   }
@@ -390,9 +408,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     if (team > 0) at.Skip(args.weights.k_blocks);
     int parity = 0;
     for (int tile = first + team * stride; tile < tiles; tile += T::kTeams * stride, parity ^= 1) {
-      // Of the tile before the team's last, whose place it takes, all have finished that have begun
-      // here.
-      Consume<T>(args, place, tile, tile == first, tile + stride >= tiles, ring,
+      // The scales of a tile take the place of those of the team's last but one: all threads are
+      // done with these when one begins here, as they have met in the last.
+      Consume<T>(args, place, {tile, tile == first, tile + stride >= tiles}, ring,
                  shared.meta[team][parity], shared, at);
       if constexpr (T::kTeams > 1) at.Skip(args.weights.k_blocks);
     }

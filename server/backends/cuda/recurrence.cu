@@ -1,7 +1,7 @@
 // The recurrence over chunks of tokens: sequential in the tokens of a row, parallel over channels
 // and rows.
 //
-// Long rows: a block owns 8 channels (a 32-byte sector) of one row. In tiles of 256 tokens, eight
+// Long rows: a block owns 8 channels (a 32-byte sector) of one row. In tiles of 256 tokens, sixteen
 // of its warps form the gates of one tile in parallel and the outputs of the one two before, while
 // eight threads of another warp chain the states of the tile between (one fma each); the values of
 // the next tile are on their way.
@@ -20,8 +20,8 @@ namespace mmfree::cuda {
 namespace {
 
 constexpr int kChannels = 8;
-constexpr int kThreads = 512;  // that form gates and outputs
-constexpr int kTokenGroups = kThreads / kChannels;
+constexpr int kGateThreads = 512;  // form gates and outputs
+constexpr int kTokenGroups = kGateThreads / kChannels;
 constexpr int kTokensPerThread = 4;
 constexpr int kTileTokens = kTokenGroups * kTokensPerThread;
 constexpr int kChain = 8;  // states chained between accesses to shared memory
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kShortThreads) ShortScanKernel(const ScanArgs 
 }
 
 // The last warp chains.
-constexpr int kScanThreads = kThreads + 32;
+constexpr int kScanThreads = kGateThreads + 32;
 
 // The chain of one tile beside the gates of the next and the outputs of the last.
 template <int kBlocksPerSm>
@@ -254,8 +254,8 @@ __global__ void __launch_bounds__(kScanThreads, kBlocksPerSm) ScanKernel(const S
   const bool in_range = at_channel < args.dim;
 
   // Eight lanes of the last warp have a channel each to chain.
-  const bool in_chain = threadIdx.x >= kThreads;
-  const bool chains = in_chain && threadIdx.x < kThreads + kChannels && in_range;
+  const bool in_chain = threadIdx.x >= kGateThreads;
+  const bool chains = in_chain && threadIdx.x < kGateThreads + kChannels && in_range;
   float* const state_at = args.states + row.slot * args.state_stride + at_channel;
   float state = chains ? *state_at : 0.0f;
   const ScanChannel channel(args, at_channel, in_range);
