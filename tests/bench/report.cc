@@ -105,6 +105,27 @@ void PrintKernelReports(const BenchOptions& options, int32_t threads, const std:
   std::cout << absl::StreamFormat("%-18s %10.1f\n", "sum", total) << std::flush;
 }
 
+void PrintEngineReport(const BenchOptions& options, const BackendInfo& backend,
+                       const EngineReport& report) {
+  const double rate = static_cast<double>(report.tokens) / report.seconds;
+  if (options.json) {
+    const nlohmann::ordered_json json = {
+        {"benchmark", "engine"},        {"model", options.model},
+        {"backend", options.backend},   {"description", backend.description},
+        {"concurrency", options.batch}, {"requests", report.requests},
+        {"tokens", report.tokens},      {"seconds", report.seconds},
+        {"tokens_per_s", rate}};
+    std::cout << json.dump() << std::endl;
+    return;
+  }
+  std::cout << absl::StreamFormat(
+                   "engine %s on %s: %d requests, %d at a time: %d tokens in %.3f s, %.0f "
+                   "tokens/s\n",
+                   options.model, backend.description, report.requests, options.batch,
+                   report.tokens, report.seconds, rate)
+            << std::flush;
+}
+
 void PrintLoadReport(const BenchOptions& options, const LoadReport& report) {
   if (options.json) {
     const nlohmann::ordered_json json = {{"benchmark", "load_model"},

@@ -46,6 +46,16 @@ struct LoadReport {
   int64_t peak_resident_bytes = 0;
 };
 
+// Requests to an engine.
+struct EngineReport {
+  int64_t requests = 0;
+  int64_t tokens = 0;  // of output, of all
+  double seconds = 0;  // from the first request to the last end
+};
+
+void PrintEngineReport(const BenchOptions& options, const BackendInfo& backend,
+                       const EngineReport& report);
+
 void PrintLoadReport(const BenchOptions& options, const LoadReport& report);
 
 }  // namespace mmfree

@@ -173,8 +173,8 @@ struct Place {
 };
 
 // Named barriers of a block; of each team one.
-constexpr int kTeamBarrier = 1;
-constexpr int kTurnBarrier = 3;
+[[maybe_unused]] constexpr int kTeamBarrier = 1;
+[[maybe_unused]] constexpr int kTurnBarrier = 3;
 
 // Two teams take a block's tiles in turn, and multiply in turn: while one finishes its sums the
 // other has the tensor cores to itself. Each thread of a team awaits and passes the turn.
@@ -199,7 +199,7 @@ __device__ __forceinline__ void SyncTeam(int team) {
 
 // Lets a stage be filled again once all its readers have come here. Each arrives for itself: no
 // slower than one lane for its warp, and an order that racecheck knows.
-__device__ __forceinline__ void Release(const uint64_t* empty) {
+[[maybe_unused]] __device__ __forceinline__ void Release(const uint64_t* empty) {
   BarrierArrive(SharedAddress(empty));
 }
 
