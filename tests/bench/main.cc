@@ -90,8 +90,8 @@ absl::Status Run(const std::vector<char*>& arguments) {
   if (options.batch < 1 || options.batch > 4096) {
     return absl::InvalidArgumentError("--batch: expected 1 to 4096");
   }
-  if (options.tokens < 0 || options.tokens > 4096) {
-    return absl::InvalidArgumentError("--tokens: expected 0 to 4096");
+  if (options.tokens < 0 || options.tokens > 65536) {
+    return absl::InvalidArgumentError("--tokens: expected 0 to 65536");
   }
   if (options.max_tokens < 1 || options.max_tokens > 1'000'000) {
     return absl::InvalidArgumentError("--max_tokens: expected 1 to 1000000");

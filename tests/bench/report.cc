@@ -111,7 +111,7 @@ void PrintEngineReport(const BenchOptions& options, const BackendInfo& backend,
   if (options.json) {
     const nlohmann::ordered_json json = {
         {"benchmark", "engine"},        {"model", options.model},
-        {"backend", options.backend},   {"description", backend.description},
+        {"backend", backend.name},      {"description", backend.description},
         {"concurrency", options.batch}, {"requests", report.requests},
         {"tokens", report.tokens},      {"seconds", report.seconds},
         {"tokens_per_s", rate}};
