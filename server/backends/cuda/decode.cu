@@ -22,7 +22,7 @@ constexpr int kBlocksPerSm = 2;
 template <NormKind kKind, int kRows>
 __host__ __device__ int64_t Bind(uint8_t* base, int64_t padded, int64_t tiles,
                                  StageBuffers* buffers) {
-  using T = StageTraits<kKind>;
+  using T = NormTraits<kKind>;
   int64_t at = 0;
   buffers->x = reinterpret_cast<float*>(base + at);
   at += kRows * padded * 4;
@@ -41,7 +41,7 @@ __host__ __device__ int64_t Bind(uint8_t* base, int64_t padded, int64_t tiles,
 template <NormKind kKind, Epilogue kEpilogue, int kRows>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     DecodeKernel(const __grid_constant__ DecodeArgs args) {
-  using T = StageTraits<kKind>;
+  using T = NormTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   constexpr int kPerUnit = TilesPerUnit(kKind);
   extern __shared__ uint8_t dynamic_shared[];

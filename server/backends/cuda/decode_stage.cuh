@@ -21,14 +21,6 @@ namespace mmfree::cuda {
 
 inline constexpr int kStagePrefetch = 8;  // weight loads a warp keeps in flight
 
-template <NormKind kKind>
-struct StageTraits {
-  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
-  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
-  static constexpr bool kHasY = kKind == NormKind::kScanned;
-  static constexpr bool kHasW1 = kKind == NormKind::kAttention || kKind == NormKind::kHidden;
-};
-
 __host__ __device__ constexpr int TilesPerUnit(NormKind kind) {
   return kind == NormKind::kAttention ? 3 : 1;
 }
@@ -135,8 +127,8 @@ __device__ __forceinline__ void LoadFirstWeights(const DecodeArgs& args, int til
 template <NormKind kKind>
 __device__ __forceinline__ void NormRow(const DecodeArgs& args, const StageBuffers& buffers,
                                         int row, int norm_lane,
-                                        NormPartials<StageTraits<kKind>::kOutputs>* partials) {
-  using T = StageTraits<kKind>;
+                                        NormPartials<NormTraits<kKind>::kOutputs>* partials) {
+  using T = NormTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   constexpr int kBatch = 5;
   const int padded = args.padded_cols;
@@ -170,9 +162,9 @@ __device__ __forceinline__ void NormRow(const DecodeArgs& args, const StageBuffe
 template <NormKind kKind, int kRows, int kPass, bool kPlain, int kThreads>
 __device__ __forceinline__ void QuantizeRows(
     const DecodeArgs& args, const StageBuffers& buffers, int first_row,
-    const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
-    int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows]) {
-  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+    const StageScales<NormTraits<kKind>::kOutputs, kRows>& scales,
+    int32_t (&code_sums)[NormTraits<kKind>::kOutputs][kRows]) {
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
   const int padded = args.padded_cols;
   int32_t sums[kOutputs][kPass] = {};
   for (int k = 4 * threadIdx.x; k < padded; k += 4 * kThreads) {
@@ -180,9 +172,9 @@ __device__ __forceinline__ void QuantizeRows(
     float4 y[kPass];
 #pragma unroll
     for (int r = 0; r < kPass; ++r) {
-      const float* const from = StageTraits<kKind>::kHasY ? buffers.y : buffers.x;
+      const float* const from = NormTraits<kKind>::kHasY ? buffers.y : buffers.x;
       y[r] = *reinterpret_cast<const float4*>(from + (first_row + r) * padded + k);
-      if constexpr (StageTraits<kKind>::kHasW1) {
+      if constexpr (NormTraits<kKind>::kHasW1) {
         const float4 w = *reinterpret_cast<const float4*>(buffers.w1 + k);
         y[r] = make_float4(y[r].x * w.x, y[r].y * w.y, y[r].z * w.z, y[r].w * w.w);
       }
@@ -220,10 +212,10 @@ __device__ __forceinline__ void QuantizeRows(
 template <NormKind kKind, int kRows, int kThreads>
 __device__ __forceinline__ void Quantize(
     const DecodeArgs& args, const StageBuffers& buffers,
-    const NormPartials<StageTraits<kKind>::kOutputs> (&partials)[kRows],
-    StageScales<StageTraits<kKind>::kOutputs, kRows>* scales,
-    int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows]) {
-  using T = StageTraits<kKind>;
+    const NormPartials<NormTraits<kKind>::kOutputs> (&partials)[kRows],
+    StageScales<NormTraits<kKind>::kOutputs, kRows>* scales,
+    int32_t (&code_sums)[NormTraits<kKind>::kOutputs][kRows]) {
+  using T = NormTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   const int thread = threadIdx.x;
   if (thread < kOutputs * kRows) {
@@ -299,7 +291,7 @@ __device__ __forceinline__ void Flush(const TileSums& tile, int half, int32_t* s
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void Multiply(const DecodeArgs& args, const StageBuffers& buffers,
                                          int first_unit, WeightShare* share) {
-  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
   constexpr int kPerUnit = TilesPerUnit(kKind);
   const int lane = threadIdx.x % 32;
   const int code_stride = args.padded_cols + kCodePadding;
@@ -400,8 +392,8 @@ struct EpilogueOutput {
 template <NormKind kKind, Epilogue kEpilogue, int kRows>
 __device__ __forceinline__ EpilogueOutput
 Finish(const DecodeArgs& args, const StageBuffers& buffers,
-       const StageScales<StageTraits<kKind>::kOutputs, kRows>& scales,
-       const int32_t (&code_sums)[StageTraits<kKind>::kOutputs][kRows],
+       const StageScales<NormTraits<kKind>::kOutputs, kRows>& scales,
+       const int32_t (&code_sums)[NormTraits<kKind>::kOutputs][kRows],
        const EpilogueItem<kEpilogue, kRows>& item, int log_rows, const EpilogueInput& input) {
   const int half = 1 << (log_rows - 1);  // from a pair's first slot to its second
   EpilogueOutput output;

@@ -63,6 +63,16 @@ enum class NormKind : uint8_t {
   kOneNorm,    // x = z; one output x * w2
 };
 
+template <NormKind kKind>
+struct NormTraits {
+  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
+  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
+  static constexpr bool kRecurrent = kKind == NormKind::kRecurrent;
+  static constexpr bool kHasY = kKind == NormKind::kScanned;  // given
+  static constexpr bool kHasW1 =
+      kKind == NormKind::kAttention || kKind == NormKind::kHidden || kRecurrent;
+};
+
 struct QuantizeArgs {
   NormKind kind;
   int32_t cols = 0;         // K

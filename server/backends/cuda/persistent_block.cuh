@@ -53,7 +53,7 @@ struct PersistentBlock {
 // The member of a union that has the outputs of this kind.
 template <NormKind kKind, typename Union>
 __device__ __forceinline__ auto& Of(Union& both) {
-  if constexpr (StageTraits<kKind>::kOutputs == 1) {
+  if constexpr (NormTraits<kKind>::kOutputs == 1) {
     return both.one;
   } else {
     return both.three;

@@ -59,7 +59,7 @@ template <NormKind kKind, int kRows>
 __device__ __forceinline__ void LoadRows(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                          const StageBuffers& buffers, const RowSource& source,
                                          int32_t num_rows, float root_eps, uint32_t parity) {
-  using T = StageTraits<kKind>;
+  using T = NormTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   constexpr int kBatch = T::kOneNorm ? 4 : 2;  // quads of a thread and row in flight
   const int padded = args.padded_cols;
@@ -158,7 +158,7 @@ __device__ __forceinline__ float CrossPairTreeSum(const float (&warps)[kSummingW
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void Sums(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                      const StageBuffers& buffers) {
-  constexpr bool kOneNorm = StageTraits<kKind>::kOneNorm;
+  constexpr bool kOneNorm = NormTraits<kKind>::kOneNorm;
   const int warp = threadIdx.x / 32 - kQuantizingWarps;
   const int first = 64 * warp + 2 * (threadIdx.x % 32);
   float2 xx[kRows] = {};
@@ -194,7 +194,7 @@ __device__ __forceinline__ RowScale Scale(const PersistentBlock<kRows>& block,
   const float n = static_cast<float>(args.cols);
   const float max_abs = BitsToFloat(block.row_max[output][row]);
   const float sum_xx = CrossPairTreeSum(block.sum_xx[row]);
-  if constexpr (StageTraits<kKind>::kOneNorm) {
+  if constexpr (NormTraits<kKind>::kOneNorm) {
     return ScaleOneNorm(sum_xx, max_abs, n, args.eps);
   } else {
     return ScaleTwoNorms(sum_xx, CrossPairTreeSum(block.sum_yy[row]), max_abs, n, args.eps);
@@ -204,15 +204,15 @@ __device__ __forceinline__ RowScale Scale(const PersistentBlock<kRows>& block,
 template <NormKind kKind, bool kPlain, int kRows>
 __device__ __forceinline__ void QuantizeAll(
     PersistentBlock<kRows>& block, const DecodeArgs& args, const StageBuffers& buffers,
-    const float (&scales)[StageTraits<kKind>::kOutputs][kRows]) {
-  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+    const float (&scales)[NormTraits<kKind>::kOutputs][kRows]) {
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
   const int padded = args.padded_cols;
   int32_t sums[kOutputs][kRows] = {};
   for (int k = 4 * threadIdx.x; k < padded; k += 4 * 32 * kQuantizingWarps) {
     float4 y[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      const float* const from = StageTraits<kKind>::kOneNorm ? buffers.x : buffers.y;
+      const float* const from = NormTraits<kKind>::kOneNorm ? buffers.x : buffers.y;
       y[row] = *reinterpret_cast<const float4*>(from + row * padded + k);
     }
 #pragma unroll
@@ -240,7 +240,7 @@ __device__ __forceinline__ void QuantizeAll(
 template <NormKind kKind, int kRows>
 __device__ __forceinline__ void QuantizeBlock(PersistentBlock<kRows>& block, const DecodeArgs& args,
                                               const StageBuffers& buffers) {
-  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
   const int thread = threadIdx.x;
   const bool quantizes = thread < 32 * kQuantizingWarps;
   const int from = thread % kPersistentWarps;
@@ -250,7 +250,7 @@ __device__ __forceinline__ void QuantizeBlock(PersistentBlock<kRows>& block, con
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     const float z = BitsToFloat(__reduce_max_sync(0xffffffffu, block.max_z[row][from]));
-    const float bound = NormBound<StageTraits<kKind>::kOneNorm>(z, args.eps);
+    const float bound = NormBound<NormTraits<kKind>::kOneNorm>(z, args.eps);
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
       const uint32_t bits = __reduce_max_sync(0xffffffffu, block.max_t[o][row][from]);

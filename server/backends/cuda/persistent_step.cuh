@@ -255,7 +255,7 @@ __device__ __forceinline__ void PersistentStep<kRows, kDepth>::Write(
 template <int kRows, int kDepth>
 template <NormKind kKind>
 __device__ __forceinline__ void PersistentStep<kRows, kDepth>::FormScales(const DecodeArgs& args) {
-  constexpr int kOutputs = StageTraits<kKind>::kOutputs;
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
   const int lane = threadIdx.x % 32;
   if (lane < kOutputs * kRows) {
     const int output = lane % kOutputs;

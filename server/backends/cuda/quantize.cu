@@ -28,7 +28,7 @@ struct Column {
   float input;        // kRecurrent
   float state;        // kRecurrent
   float lower_bound;  // kRecurrent
-  float w2[QuantizeTraits<kKind>::kOutputs];
+  float w2[NormTraits<kKind>::kOutputs];
 
   __device__ __forceinline__ void Load(const QuantizeArgs& args, int64_t row, int32_t k,
                                        const float* states) {
@@ -46,7 +46,7 @@ struct Column {
       lower_bound = __ldg(args.lower_bound + k);
     }
 #pragma unroll
-    for (int o = 0; o < QuantizeTraits<kKind>::kOutputs; ++o) w2[o] = __ldg(args.w2[o] + k);
+    for (int o = 0; o < NormTraits<kKind>::kOutputs; ++o) w2[o] = __ldg(args.w2[o] + k);
   }
 
   // The second norm's input where it is a product or given.
@@ -82,8 +82,8 @@ __device__ __forceinline__ void Advance(Column<NormKind::kRecurrent> (&columns)[
 template <NormKind kKind>
 __global__ void __launch_bounds__(kThreads)
     QuantizeKernel(const __grid_constant__ QuantizeArgs args) {
-  constexpr int kOutputs = QuantizeTraits<kKind>::kOutputs;
-  constexpr bool kOneNorm = QuantizeTraits<kKind>::kOneNorm;
+  constexpr int kOutputs = NormTraits<kKind>::kOutputs;
+  constexpr bool kOneNorm = NormTraits<kKind>::kOneNorm;
   extern __shared__ float y_row[];  // [padded_cols]
   __shared__ NormPartials<kOutputs> partials;
   __shared__ CodeScale scales[kOutputs];

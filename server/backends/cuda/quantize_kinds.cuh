@@ -1,4 +1,4 @@
-// What the kernels of norm and quantisation share: the kinds of rows and the step of the
+// What the kernels of norm and quantisation share: a launch by kind, and the step of the
 // recurrence.
 #ifndef MMFREE_SERVER_BACKENDS_CUDA_QUANTIZE_KINDS_CUH_
 #define MMFREE_SERVER_BACKENDS_CUDA_QUANTIZE_KINDS_CUH_
@@ -11,15 +11,6 @@
 #include "server/backends/cuda/kernels.h"
 
 namespace mmfree::cuda {
-
-template <NormKind kKind>
-struct QuantizeTraits {
-  static constexpr int kOutputs = kKind == NormKind::kAttention ? 3 : 1;
-  static constexpr bool kOneNorm = kKind == NormKind::kOneNorm;
-  static constexpr bool kRecurrent = kKind == NormKind::kRecurrent;
-  static constexpr bool kHasW1 =
-      kKind == NormKind::kAttention || kKind == NormKind::kHidden || kRecurrent;
-};
 
 // Recur of numerics.h for some columns, and the factor that GateOutput has of their new states.
 // Overwrites `forget` and `input`.

@@ -88,8 +88,8 @@ __device__ __forceinline__ uint32_t Codes(const float4& t, float scale, int32_t*
 template <NormKind kKind, int kQuads>
 class RowQuads {
  public:
-  static constexpr int kOutputs = QuantizeTraits<kKind>::kOutputs;
-  static constexpr bool kOneNorm = QuantizeTraits<kKind>::kOneNorm;
+  static constexpr int kOutputs = NormTraits<kKind>::kOutputs;
+  static constexpr bool kOneNorm = NormTraits<kKind>::kOneNorm;
 
   __device__ __forceinline__ explicit RowQuads(const QuantizeArgs& args) : args_(args) {}
 
@@ -107,10 +107,10 @@ class RowQuads {
       for (int o = 0; o < kOutputs; ++o) {
         t_[o][n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.w2[o] + k)) : kZero;
       }
-      if constexpr (QuantizeTraits<kKind>::kHasW1) {
+      if constexpr (NormTraits<kKind>::kHasW1) {
         y_[n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.w1 + k)) : kZero;
       }
-      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
+      if constexpr (NormTraits<kKind>::kRecurrent) {
         bound_[n] = valid ? __ldg(reinterpret_cast<const float4*>(args_.lower_bound + k)) : kZero;
         state_[n] = LoadStates(states, k, args_.cols, aligned);
       }
@@ -134,7 +134,7 @@ class RowQuads {
       if constexpr (kKind == NormKind::kScanned) {
         y_[n] = valid ? LoadQuad(args_.y + row + k) : kZero;
       }
-      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
+      if constexpr (NormTraits<kKind>::kRecurrent) {
         forget[n] = valid ? LoadQuad(args_.forget + row + k) : kZero;
         input[n] = valid ? LoadQuad(args_.input + row + k) : kZero;
       }
@@ -148,10 +148,10 @@ class RowQuads {
       if (k >= args_.padded_cols) break;
       if constexpr (kOneNorm) {
         y_[n] = x[n];
-      } else if constexpr (QuantizeTraits<kKind>::kHasW1) {
+      } else if constexpr (NormTraits<kKind>::kHasW1) {
         y_[n] = Times(x[n], y_[n]);
       }
-      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
+      if constexpr (NormTraits<kKind>::kRecurrent) {
         *reinterpret_cast<float4*>(shared_y + k) = y_[n];
       }
       *reinterpret_cast<float4*>(shared_x + k) = x[n];
@@ -161,7 +161,7 @@ class RowQuads {
     for (int n = 0; n < kQuads; ++n) {
       const int k = Column(n);
       if (k >= args_.padded_cols) break;
-      if constexpr (QuantizeTraits<kKind>::kRecurrent) {
+      if constexpr (NormTraits<kKind>::kRecurrent) {
         const float4 gate = Advance(forget[n], input[n], bound_[n], &state_[n]);
         y_[n] = Times(*reinterpret_cast<const float4*>(shared_y + k), gate);
         StoreStates(states, k, args_.cols, aligned, state_[n]);
@@ -243,7 +243,7 @@ __device__ __forceinline__ RowScale ExactScale(const QuantizeArgs& args,
 template <NormKind kKind, int kQuads>
 __global__ void __launch_bounds__(kMaxThreads<kKind, kQuads>, kMinBlocks<kKind, kQuads>)
     QuantizeRowKernel(const __grid_constant__ QuantizeArgs args, float root_eps) {
-  using T = QuantizeTraits<kKind>;
+  using T = NormTraits<kKind>;
   constexpr int kOutputs = T::kOutputs;
   extern __shared__ float4 dynamic_shared[];  // [padded_cols] of x, and but for one norm of y
   float* const shared_x = reinterpret_cast<float*>(dynamic_shared);
